@@ -1,0 +1,9 @@
+"""The base of everything declared in YAML: frozen, and with no key that nobody reads."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Declared(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False, validate_default=True)

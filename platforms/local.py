@@ -1,0 +1,116 @@
+"""The local platform: one machine, nothing but files and SQLite."""
+
+import getpass
+import os
+import secrets
+import socket
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from deployments.environment import Environment
+from deployments.errors import BadInputError
+from platforms.platform import MlflowAddresses
+from platforms.tables import DeltaTables
+
+
+def home() -> Path:
+    """The folder that data roots are relative to: CONTENDER_HOME, or `.contender` in the working directory."""
+    return Path(os.environ.get("CONTENDER_HOME", ".contender")).absolute()
+
+
+@dataclass(frozen=True)
+class LocalPlatform:
+    """Everything under one data root."""
+
+    environment: Environment
+    root: Path
+
+    @cached_property
+    def mlflow(self) -> MlflowAddresses:
+        """SQLite and a folder under the data root, where the environment names nothing else."""
+        config = self.environment.platform
+        tracking = config.tracking_uri or f"sqlite:///{self._made(self.root) / 'mlflow.db'}"
+        return MlflowAddresses(
+            tracking_uri=tracking,
+            registry_uri=config.registry_uri or tracking,
+            artifact_root=None if config.tracking_uri else (self.root / "artifacts").as_uri(),
+        )
+
+    @cached_property
+    def tables(self) -> DeltaTables:
+        """Delta tables in folders."""
+        return DeltaTables(self.root / "tables", self.folder("scratch"))
+
+    def registered_model(self, model: str) -> str:
+        """The environment's prefix and the model's name."""
+        return f"{self.environment.platform.model_prefix}{model}"
+
+    def experiment(self, model: str) -> str:
+        """The same name as the registered model."""
+        return self.registered_model(model)
+
+    def table(self, layer: str, model: str, name: str) -> str:
+        """A folder `layer/model/name`."""
+        return f"{layer}/{model}/{name}"
+
+    def identity(self) -> str:
+        """The git user's address, or the login name and host."""
+        asked = subprocess.run(
+            ["git", "config", "user.email"], capture_output=True, text=True, check=False, timeout=10
+        )
+        return asked.stdout.strip() or f"{getpass.getuser()}@{socket.gethostname()}"
+
+    def secret(self, name: str) -> str:
+        """An environment variable, or else a Prefect Secret block, of that name."""
+        value = os.environ.get(name)
+        if value is None:
+            from prefect.blocks.system import Secret
+
+            try:
+                value = str(Secret.load(name.lower().replace("_", "-")).get())  # type: ignore[union-attr]
+            except ValueError:
+                raise BadInputError(
+                    f"secret {name!r} is neither an environment variable nor a Prefect Secret block"
+                ) from None
+        return value
+
+    def pii_key(self) -> bytes:
+        """CONTENDER_PII_KEY, or a random key made once and kept under the data root for its owner's eyes only."""
+        given = os.environ.get("CONTENDER_PII_KEY")
+        if given:
+            return given.encode()
+        path = self.folder("secrets") / "pii.key"
+        if not path.exists():
+            made = path.with_suffix(f".{os.getpid()}")
+            made.touch(mode=0o600)
+            made.write_text(secrets.token_hex(32))
+            try:
+                os.link(made, path)
+            except FileExistsError:
+                pass
+            finally:
+                made.unlink()
+        return path.read_text().encode()
+
+    def folder(self, purpose: str) -> Path:
+        """A folder under the data root."""
+        return self._made(self.root / purpose)
+
+    def resolve(self, path: str, beside: Path) -> str:
+        """Relative paths start at the working directory if the file is there, else at the spec's folder."""
+        if "://" in path or Path(path).is_absolute():
+            return path
+        here = Path(path).absolute()
+        return str(here if here.exists() else (beside / path).absolute())
+
+    @staticmethod
+    def _made(path: Path) -> Path:
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def local_platform(environment: Environment) -> LocalPlatform:
+    """The local platform for an environment, rooted under `home()`."""
+    return LocalPlatform(environment, home() / environment.platform.data_root)

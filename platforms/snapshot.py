@@ -1,0 +1,117 @@
+"""A snapshot names one immutable version of a table; its digest speaks for the content."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deployments.declared import Declared
+from deployments.errors import BadInputError
+
+
+class Snapshot(Declared):
+    """One immutable version of a table. Tasks exchange these instead of frames."""
+
+    table: str
+    uri: str
+    version: int
+    rows: int
+    digest: str
+    columns: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.table} v{self.version} ({self.rows:,} rows, {self.digest[:12]})"
+
+
+class ContentDigest:
+    """SHA-256 over the content of a stream of record batches: names, types, order and values of all rows.
+
+    Where one batch ends and the next begins does not matter, nor does what lies in a null slot. Each column has
+    a hash for its nulls, its lengths (text) and its values.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._hashes = [(hashlib.sha256(), hashlib.sha256(), hashlib.sha256()) for _ in schema]
+        self.rows = 0
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Take in the next rows."""
+        self.rows += batch.num_rows
+        for (nulls, lengths, values), name, column in zip(
+            self._hashes, batch.schema.names, batch.columns, strict=True
+        ):
+            nulls.update(pc.is_null(column).cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+            plain = _plain(column, name)
+            if pa.types.is_large_string(plain.type):
+                starts = np.frombuffer(plain.buffers()[1], np.int64)[
+                    plain.offset : plain.offset + len(plain) + 1
+                ]
+                lengths.update(np.diff(starts).tobytes())
+                data = plain.buffers()[2]
+                if data is not None and len(plain):
+                    values.update(memoryview(data)[starts[0] : starts[-1]])
+            else:
+                values.update(plain.to_numpy(zero_copy_only=False).tobytes())
+
+    def hexdigest(self) -> str:
+        """The digest of everything taken in so far."""
+        whole = hashlib.sha256()
+        for field, hashes in zip(self._schema, self._hashes, strict=True):
+            whole.update(f"{field.name}\0{_type_name(field.type)}\0".encode())
+            for part in hashes:
+                whole.update(part.digest())
+        return whole.hexdigest()
+
+
+def _plain(column: pa.Array, name: str) -> pa.Array:
+    """The column without nulls, as numbers or as large strings."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(column.dictionary_decode(), name)
+    if pa.types.is_boolean(kind):
+        return pc.fill_null(column, False).cast(pa.uint8())
+    if pa.types.is_temporal(kind):
+        return pc.fill_null(column.cast(_temporal_width(kind)), 0)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return pc.fill_null(column, pa.scalar(0, kind))
+    if pa.types.is_null(kind):
+        return pa.array(np.zeros(len(column), np.uint8))
+    if pa.types.is_decimal(kind) or _is_text(kind):
+        return pc.fill_null(column.cast(pa.large_string()), "")
+    message = (
+        f"column {name!r} has the type {kind}, which a table cannot hold: flatten it or make it text first"
+    )
+    raise BadInputError(message)
+
+
+def _temporal_width(kind: pa.DataType) -> pa.DataType:
+    return pa.int32() if pa.types.is_date32(kind) or pa.types.is_time32(kind) else pa.int64()
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _type_name(kind: pa.DataType) -> str:
+    return "string" if _is_text(kind) else str(kind)
+
+
+class DigestingStream:
+    """Passes record batches on and digests them as they go by."""
+
+    def __init__(self, stream: pa.RecordBatchReader) -> None:
+        self._stream = stream
+        self.digest = ContentDigest(stream.schema)
+
+    def reader(self) -> pa.RecordBatchReader:
+        """The same batches, to be read once."""
+        return pa.RecordBatchReader.from_batches(self._stream.schema, self._pass_on())
+
+    def _pass_on(self) -> Iterator[Any]:
+        for batch in self._stream:
+            self.digest.update(batch)
+            yield batch
