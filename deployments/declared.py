@@ -6,4 +6,6 @@ from pydantic import BaseModel, ConfigDict
 class Declared(BaseModel):
     """A frozen model that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, ser_json_inf_nan="strings", allow_inf_nan=True
+    )

@@ -76,6 +76,7 @@ def parse_document(text: str, model: type[M], source: str) -> M:
 
 _TAG = "tag:yaml.org,2002:"
 _MAX_VALUES = 100_000
+_MAX_DEPTH = 60
 
 # Numbers are written as in JSON: leading zeros, colons, underscores and bases mark an identifier or a time of
 # day. The bound on digits keeps clear of Python's: int() refuses more than 4300.
@@ -128,7 +129,9 @@ def _syntax(error: yaml.MarkedYAMLError, source: str) -> str:
     problem = error.problem or error.context or "this is not YAML"
     if "'\\t'" in problem:
         problem += "; indent with spaces, not tabs"
-    if error.context and error.context_mark and error.problem:
+    if error.context and problem.startswith("but "):
+        problem = f"{error.context}, {problem}"
+    elif error.context and error.context_mark and error.problem:
         problem += f" ({error.context} that begins on line {error.context_mark.line + 1})"
     return f"{source}:{mark.line + 1}:{mark.column + 1}: {problem}" if mark else f"{source}: {problem}"
 
@@ -144,66 +147,61 @@ class _Reading:
         self.problems: list[str] = []
         self._source = source
         self._open: set[int] = set()
-        self._read: dict[int, tuple[Any, int]] = {}
+        self._count = 0
 
-    def value(self, root: yaml.Node) -> Any:
-        """The document as dictionaries with text keys, lists and scalars."""
-        content, size = self._value(root)
-        if size > _MAX_VALUES and not self.problems:
-            # A few nested aliases can stand for billions of values.
-            self._refuse(root, f"the document holds more than {_MAX_VALUES:,} values, its aliases followed")
-        return content
-
-    def _value(self, node: yaml.Node) -> tuple[Any, int]:
-        """The node's value, and how many values it holds with every alias followed."""
+    def value(self, node: yaml.Node) -> Any:
+        """The node as dictionaries with text keys, lists and scalars, aliases replaced by their values."""
+        self._count += 1
         if id(node) in self._open:
             self._refuse(node, "this value holds an alias of itself")
-            return None, 1
-        if id(node) not in self._read:
+        elif len(self._open) > _MAX_DEPTH:
+            self._refuse(node, f"this value is nested more than {_MAX_DEPTH} levels deep")
+        elif self._count > _MAX_VALUES:
+            # A few aliases of aliases can stand for billions of values.
+            if self._count == _MAX_VALUES + 1:
+                self._refuse(node, f"the document holds more than {_MAX_VALUES:,} values, aliases followed")
+        elif isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        else:
             self._open.add(id(node))
-            if isinstance(node, yaml.MappingNode):
-                self._read[id(node)] = self._mapping(node)
-            elif isinstance(node, yaml.SequenceNode):
-                self._read[id(node)] = self._sequence(node)
-            else:
-                self._read[id(node)] = (self._scalar(node), 1)
+            content = self._mapping(node) if isinstance(node, yaml.MappingNode) else self._sequence(node)
             self._open.remove(id(node))
-        return self._read[id(node)]
+            return content
+        return None
 
-    def _mapping(self, node: yaml.MappingNode) -> tuple[dict[str, Any], int]:
+    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
         self._check_tag(node, "map")
         content: dict[str, Any] = {}
         lines: dict[str, int] = {}
-        total = 1
         for key, child in node.value:
-            value, size = self._value(child)
-            total += size
+            value = self.value(child)
             if not isinstance(key, yaml.ScalarNode):
                 self._refuse(key, "a key must be text; put quotes around a value that begins with { or [")
+            elif not _mend_surrogates(key):
+                self._refuse(key, "this key is not valid Unicode")
             elif not key.value:
                 self._refuse(key, "a key is empty")
             elif key.value == "<<" and key.style is None:
                 self._refuse(key, "merge keys (<<) are not read; write the keys out")
             elif key.value in content:
                 self._refuse(key, f"duplicate key {key.value!r}, given first on line {lines[key.value]}")
-            elif _is_unicode(key.value):
+            else:
                 content[key.value] = value
                 lines[key.value] = _line(key)
-            else:
-                self._refuse(key, "this key is not valid Unicode")
-        return content, total
+        return content
 
-    def _sequence(self, node: yaml.SequenceNode) -> tuple[list[Any], int]:
+    def _sequence(self, node: yaml.Node) -> list[Any]:
         self._check_tag(node, "seq")
-        items = [self._value(child) for child in node.value]
-        return [value for value, _ in items], 1 + sum(size for _, size in items)
+        return [self.value(child) for child in node.value]
 
-    def _scalar(self, node: yaml.Node) -> str | int | float | bool | None:
-        text, kind = str(node.value), node.tag.removeprefix(_TAG)
+    def _scalar(self, node: yaml.ScalarNode) -> str | int | float | bool | None:
+        if not _mend_surrogates(node):
+            self._refuse(node, "this text is not valid Unicode")
+        text: str = node.value
+        kind = node.tag.removeprefix(_TAG)
         if kind == "str":
-            if not _is_unicode(text):
-                self._refuse(node, "this text is not valid Unicode")
-        elif kind not in _SCALARS or not _SCALARS[kind][0].match(text):
+            return text
+        if kind not in _SCALARS or not _SCALARS[kind][0].match(text):
             self._refuse(node, f"the tag {node.tag.replace(_TAG, '!!')} does not fit here; take it off")
         elif kind == "null":
             return None
@@ -221,12 +219,18 @@ class _Reading:
 
     def _refuse(self, node: yaml.Node, problem: str) -> None:
         mark = node.start_mark
-        self.problems.append(f"{self._source}:{mark.line + 1}:{mark.column + 1}: {problem}")
+        text = f"{self._source}:{mark.line + 1}:{mark.column + 1}: {problem}"
+        if text not in self.problems:  # an alias meets the same problem again
+            self.problems.append(text)
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether `text` is free of lone surrogates: an escape such as "\\ud800" makes one, and no file holds it."""
-    return not re.search("[\ud800-\udfff]", text)
+def _mend_surrogates(node: yaml.ScalarNode) -> bool:
+    """Join the pairs that JSON writes for a character such as an emoji; False if half of one stands alone."""
+    try:
+        node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # From a location in a validation error to a place in the document -------------------------------------------
@@ -282,7 +286,7 @@ def _place(loc: _Path, kind: str, model: type[BaseModel], root: yaml.Node) -> _P
 
 
 def _members(shape: _Shape) -> tuple[list[_Shape], str | None]:
-    """What a value may be (one shape, or more for a union; null left out), and the key that decides, if any."""
+    """What a value may be (one shape, or more for a union; null left out), and the key that decides."""
     discriminator = None
     while True:
         if _origin(shape) is Annotated:
@@ -310,16 +314,20 @@ def _text(discriminator: object) -> str:
 
 
 def _chosen(members: Iterable[_Shape], discriminator: str | None, tag: str) -> _Shape:
-    """The member of a union that pydantic means by `tag`: the deciding key's value, or a label of the type."""
+    """The member of a union that pydantic means by `tag`: a value of the deciding key, or a label."""
     for member in members:
-        if discriminator is not None and tag in _tags(member, discriminator):
-            return member
         (shape, *others), inner = _members(member)
-        if others:
-            found = _chosen([shape, *others], inner or discriminator, tag)
+        if others and inner in {discriminator, None}:  # pydantic makes one union of the two
+            found = _chosen([shape, *others], discriminator, tag)
             if found is not None:
                 return found
-        elif discriminator is None:
+        elif discriminator is not None:
+            if tag in _tags(member, discriminator):
+                return member
+        elif others:
+            if tag.startswith("tagged-union["):
+                return member
+        else:
             name = getattr(_origin(shape) or shape, "__name__", "")
             # Labels: "Drift", "function-after[check(), Drift]", "list[str]", "constrained-str".
             if name and re.search(rf"(?:\A|, |-|\[){re.escape(name)}(?:\Z|\])|\A{re.escape(name)}\[", tag):
@@ -357,7 +365,7 @@ def _fields(shape: _Shape) -> dict[str, _Shape]:
 
 
 def _annotation(field: FieldInfo) -> _Shape:
-    """A field's annotation, with the field as metadata: there `_members` finds a discriminator it declares."""
+    """A field's annotation, with the field as metadata: `_members` finds there the discriminator it names."""
     return Annotated[field.annotation, field]
 
 
@@ -466,7 +474,7 @@ def _tag_fault(place: _Place, context: Mapping[str, Any]) -> _Fault:
     members, discriminator = _members(place.shape)
     if discriminator is None or discriminator == "()":
         return _Fault(place, str(context.get("expected_tags", "a mapping of one of the known kinds")), "")
-    tags = [repr(tag) for member in members for tag in _tags(member, discriminator)]
+    tags = list(dict.fromkeys(repr(tag) for member in members for tag in _tags(member, discriminator)))
     expected = " or ".join([", ".join(tags[:-1]), tags[-1]] if len(tags) > 1 else tags)
     place = place.child(discriminator)
     if place.node is None:
@@ -477,7 +485,8 @@ def _tag_fault(place: _Place, context: Mapping[str, Any]) -> _Fault:
 def _known(place: _Place) -> str:
     """The keys that could stand where an unknown one does, the likeliest first."""
     known = sorted(_fields(place.owner.shape)) if place.owner else []
-    present = {key.value for key, _ in place.owner.node.value} if place.owner and place.owner.node else set()
+    mapping = place.owner.node if place.owner else None
+    present = {key.value for key, _ in mapping.value} if isinstance(mapping, yaml.MappingNode) else set()
     near = _nearest(str(place.path[-1]), [name for name in known if name not in present])
     hint = f"; did you mean {near!r}?" if near else ""
     return hint + (f" (known: {', '.join(known)})" if known else "")
@@ -499,7 +508,7 @@ def _reworded(error: ErrorDetails, place: _Place, secrets: Mapping[int, str]) ->
             for written in (secret, repr(secret)[1:-1], " ".join(secret.split())):
                 message = message.replace(written, "(not shown)") if written else message
         return message
-    message = message.removesuffix(" after validation").replace(" after validation,", ",")
+    message = message.removesuffix(", not more").replace(" after validation", "")
     message = re.sub(r"\AString\b", "text", message)
     message = re.sub(r"\A(?:List|Tuple|Set|Frozenset)\b", "the list", message)
     message = re.sub(r"\ADictionary\b", "the mapping", message)
@@ -559,7 +568,7 @@ def _hint(expected: str, place: _Place, secrets: Mapping[int, str]) -> str:
     if node.tag == _TAG + "str":
         unquoted = any(_SCALARS[kind][0].match(node.value) for kind in ("bool", "int", "float"))
         return "; take the quotes off" if unquoted and node.style in {"'", '"'} else ""
-    return "; put it in quotes" if node.value and "text" in expected.split(", or ") else ""
+    return "; put it in quotes" if node.tag != _TAG + "null" and "text" in expected.split(", or ") else ""
 
 
 def _hidden(place: _Place, secrets: Mapping[int, str]) -> bool:

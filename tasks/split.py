@@ -49,7 +49,7 @@ def split_table(loaded: LoadedSpec, platform: Platform, gold: Snapshot) -> Parts
     rows = platform.tables.read(gold)
     spec = loaded.spec
     ids = row_ids(rows, spec.row_key)
-    rows = rows.append_column(ROW_ID, pa.array(ids, pa.uint64()))
+    rows = rows.append_column(ROW_ID, pa.array(ids, pa.int64()))
     parts = assign(rows, spec.split, spec.target.column, spec.target.kind)
     written = {}
     for index, name in enumerate(("train", "validation", "holdout")):
@@ -74,7 +74,7 @@ def split_table(loaded: LoadedSpec, platform: Platform, gold: Snapshot) -> Parts
 
 def row_ids(rows: pa.Table, key: Sequence[str]) -> np.ndarray:
     """A 64-bit hash of each row's key, the same in every run and on every machine; shape (rows,)."""
-    return _hashes(rows, key, salt="row")
+    return _hashes(rows, key, salt="row").view(np.int64)  # Delta has no unsigned integers
 
 
 def assign(
@@ -85,7 +85,7 @@ def assign(
         return _by_time(rows.column(split.column), split)
     if isinstance(split, GroupSplit):
         return _by_share(_hashes(rows, [split.column], f"split{split.seed}") / 2.0**64, split)
-    hashes = rows.column(ROW_ID).to_numpy() ^ np.uint64(split.seed)
+    hashes = rows.column(ROW_ID).to_numpy().view(np.uint64) ^ np.uint64(split.seed)
     mixed = (hashes * np.uint64(0x9E3779B97F4A7C15)) ^ (hashes >> np.uint64(31))
     if kind is TaskKind.REGRESSION:
         return _by_share(_ranks(mixed), split)

@@ -1,4 +1,4 @@
-"""A seeded subscription shop for the churn model: its customers' events, and the labels that follow from them.
+"""A seeded subscription shop for the churn model: its customers' events, and the labels that follow.
 
 `simulate("events" | "labels", seed=…, **options)` answers an Arrow stream; the options are the fields of
 `Scenario`. The past does not depend on the future: a later `end` only adds rows.
@@ -28,7 +28,7 @@ DAY_SECONDS = 86_400
 DAY_MICROSECONDS = DAY_SECONDS * 1_000_000
 # A label asks for an event in this many days before the cut-off: who left long ago is nobody's target.
 LOOKBACK_DAYS = 90
-# The shop opens this long before the first day that is told, so that day finds customers of every age and mood.
+# The shop opens this long before the first day told, so that day finds customers of every age and mood.
 OPEN_BEFORE_DAYS = 730
 MAX_CUSTOMERS = 9_999_999
 FIRST_DAY, LAST_DAY = date(2000, 1, 1), date(2099, 12, 31)
@@ -82,8 +82,8 @@ class Scenario:
         _require_whole("customers", self.customers, 1, MAX_CUSTOMERS)
         _require_whole("inactivity_days", self.inactivity_days, 1, 365)
         _require_whole("products", self.products, 1, 999)
-        _require_number("sessions_per_week", self.sessions_per_week, 0.01, 100)
-        _require_number("engagement_spread", self.engagement_spread, 0, 3)
+        _require_number("sessions_per_week", self.sessions_per_week, 0.01, 50)
+        _require_number("engagement_spread", self.engagement_spread, 0, 2)
         _require_number("leave_share_per_month", self.leave_share_per_month, 0, 0.99)
         _require_day("start", self.start)
         _require_day("end", self.end)
@@ -92,7 +92,7 @@ class Scenario:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """The scenario that `options` name; days may be dates or ISO texts. Raises ValueError on anything else."""
+        """The scenario of `options`, days as dates or ISO texts; raises ValueError on anything else."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -149,7 +149,7 @@ class _Catalogue:
 def _catalogue(scenario: Scenario, seed: int) -> _Catalogue:
     random = _random(seed, _Stage.CATALOGUE)
     interest = 1 / (np.arange(scenario.products) + 2.0)
-    price = np.round(np.exp(random.normal(3.3, 0.6, scenario.products)), 2)
+    price = random.lognormal(3.3, 0.6, scenario.products).round(2)
     return _Catalogue(np.cumsum(interest / interest.sum()), price)
 
 
@@ -185,8 +185,8 @@ def _population(scenario: Scenario, seed: int) -> _Population:
 class _Standing:
     """Where each customer stands as the days pass: on the way out or not, and how annoyed.
 
-    `left` is the day on which a customer decided to leave (infinite for one who stays), `mood` a slow drift of the
-    log pace, `annoyance` the count of support contacts, halved every fortnight.
+    `left` is the day on which a customer decided to leave (infinite for one who stays), `mood` a slow drift
+    of the log pace, `annoyance` the count of support contacts, halved every fortnight.
     """
 
     def __init__(self, customers: int) -> None:
@@ -200,35 +200,22 @@ def _decide_to_leave(
 ) -> None:
     """Let some of today's customers decide to leave: the less engaged, the newer and the annoyed first."""
     signed_up = np.searchsorted(population.sign_up, day, side="right")
-    tenure = day - population.sign_up[:signed_up]
-    hazard = (
-        -np.log1p(-scenario.leave_share_per_month)
-        / 30
-        * np.exp(
-            0.6 * np.minimum(standing.annoyance[:signed_up], 3) - 0.45 * population.engagement[:signed_up]
-        )
-        * (1 + 1.5 * np.exp(-tenure / 60))
-    )
-    leaves = _random_of_day(seed, _Stage.LEAVE, day).random(signed_up) < -np.expm1(-hazard)
+    tenure_days = day - population.sign_up[:signed_up]
+    annoyance = np.minimum(standing.annoyance[:signed_up], 3)
+    ordinary = -np.log1p(-scenario.leave_share_per_month) / 30
+    temper = np.exp(0.6 * annoyance - 0.45 * population.engagement[:signed_up])
+    hazard_per_day = ordinary * temper * (1 + 1.5 * np.exp(-tenure_days / 60))
+    leaves = _random_of_day(seed, _Stage.LEAVE, day).random(signed_up) < -np.expm1(-hazard_per_day)
     standing.left[:signed_up][leaves & np.isinf(standing.left[:signed_up])] = day
 
 
-def _pace(
-    scenario: Scenario, day: int, population: _Population, standing: _Standing, customers: int
-) -> Floats:
-    """Expected sessions today of the first `customers` customers."""
-    left, fade_days = standing.left[:customers], population.fade_days[:customers]
-    remaining = np.clip(1 - (day - left) / fade_days, 0, 1)
-    engagement = np.exp(
-        scenario.engagement_spread * population.engagement[:customers] + standing.mood[:customers]
-    )
-    return (
-        scenario.sessions_per_week
-        / 7
-        * _season(scenario.start + timedelta(days=day))
-        * engagement
-        * remaining
-    )
+def _pace(scenario: Scenario, day: int, population: _Population, standing: _Standing) -> Floats:
+    """The sessions that each customer is expected to begin today, signed up or not."""
+    ordinary = scenario.sessions_per_week / 7 * _season(scenario.start + timedelta(days=day))
+    engagement = np.exp(scenario.engagement_spread * population.engagement + standing.mood)
+    remaining = np.clip(1 - (day - standing.left) / population.fade_days, 0, 1)
+    pace: Floats = ordinary * engagement * remaining
+    return pace
 
 
 def _season(day: date) -> float:
@@ -253,7 +240,7 @@ def _visit(
     signed_up = int(np.searchsorted(population.sign_up, day, side="right"))
     mood = standing.mood[:signed_up]
     mood += 0.08 * random.standard_normal(signed_up) - 0.02 * mood
-    count = random.poisson(_pace(scenario, day, population, standing, signed_up))
+    count = random.poisson(_pace(scenario, day, population, standing)[:signed_up])
     customer = np.repeat(np.arange(signed_up), count)
     complaint = random.random(len(customer)) < population.support_share[customer]
     standing.annoyance *= 0.5 ** (1 / 14)
@@ -263,7 +250,7 @@ def _visit(
 
 @dataclass(frozen=True)
 class _Events:
-    """Some days' events in order of time; `time` counts microseconds since 1970, `session` from the day's first."""
+    """A day's events in order of time; `time` in microseconds since 1970, `session` from the day's first."""
 
     customer: Integers
     session: Integers
@@ -393,7 +380,7 @@ def _label_batches(scenario: Scenario, seed: int) -> Iterator[pa.RecordBatch]:
 
 
 def _cut_off_times(scenario: Scenario) -> Iterator[tuple[int, int]]:
-    """Each first of a month after the start whose outcome is known by the end, with the time it is known at."""
+    """Each first of a month after the start whose outcome is known by the end, and when that is."""
     last = scenario.end - timedelta(days=scenario.inactivity_days)
     for ordinal in range(scenario.start.toordinal() + 1, last.toordinal() + 1):
         day = date.fromordinal(ordinal)
@@ -429,7 +416,7 @@ def _microseconds(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000
 
 
-def _day(name: str, value: object) -> object:
+def _day(name: str, value: Any) -> Any:
     """`value` as a day if it is an ISO text; the scenario refuses whatever is no day then."""
     if not isinstance(value, str):
         return value

@@ -1,0 +1,160 @@
+"""The champion as a training run meets it: absent for the first time, loaded, or standing and not to be had."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deployments.declared import Declared
+from platforms.platform import Platform
+from platforms.snapshot import Snapshot
+from tasks import model_file
+from tasks.split import ROW_ID
+from tasks.tracking import TAG, Tracking
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+class ChampionRef(Declared):
+    """A version that serves: its number, run, model file digest and training snapshots by table."""
+
+    name: str
+    version: str
+    run_id: str
+    model_id: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class NoChampionYet:
+    """The model has never had a champion: the first version competes with nobody."""
+
+
+@dataclass(frozen=True)
+class ChampionMissing:
+    """There was a champion, and it cannot be told which or how it is: nothing may be promoted past it unseen."""
+
+    reason: str
+
+
+Standing = ChampionRef | NoChampionYet | ChampionMissing
+
+
+def standing_champion(platform: Platform, model: str) -> Standing:
+    """Who serves now, by the registry's alias.
+
+    An absent alias means "never had one" only where no version was ever promoted.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, name = Tracking(platform).client, platform.registered_model(model)
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return NoChampionYet()
+        raise
+    number = dict(registered.aliases).get(CHAMPION)
+    if number is None:
+        if PREVIOUS in registered.aliases or f"{TAG}promoted" in registered.tags:
+            return ChampionMissing(f"{name} had a champion before, and the alias is gone")
+        return NoChampionYet()
+    return version_ref(platform, model, str(number))
+
+
+def version_ref(platform: Platform, model: str, number: str) -> ChampionRef | ChampionMissing:
+    """One registered version, with what is needed to load it safely."""
+    from mlflow.exceptions import MlflowException
+
+    name = platform.registered_model(model)
+    try:
+        found = Tracking(platform).client.get_model_version(name, number)
+    except MlflowException:
+        return ChampionMissing(f"{name} version {number} cannot be read from the registry")
+    digest = found.tags.get(f"{TAG}model_digest")
+    if not digest or not found.run_id or not found.model_id:
+        return ChampionMissing(
+            f"{name} version {number} was not registered by Contender: its model digest is missing"
+        )
+    return ChampionRef(
+        name=name, version=str(number), run_id=found.run_id, model_id=found.model_id, digest=digest
+    )
+
+
+def load_version(platform: Platform, ref: ChampionRef) -> Any:
+    """The model of a registered version, its file checked against the recorded digest.
+
+    Raises:
+        UntrustedModelError: the file is missing, changed, or holds types nobody vouched for.
+    """
+    return load_logged_model(platform, ref.model_id, ref.digest)
+
+
+def load_logged_model(platform: Platform, model_id: str, digest: str) -> Any:
+    """A logged model by its id, checked against a digest.
+
+    Raises:
+        UntrustedModelError: the file is missing, changed, or holds types nobody vouched for.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = download_model(platform, model_id, Path(folder))
+        return model_file.load_model(
+            path / model_file.SKOPS_FILE,
+            digest=digest,
+            allowed_packages=platform.environment.allowed_packages,
+        )
+
+
+def download_model(platform: Platform, model_id: str, folder: Path) -> Path:
+    """Fetch a logged model's files into `folder`.
+
+    Raises:
+        UntrustedModelError: they are not there.
+    """
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        location = Tracking(platform).client.get_logged_model(model_id).artifact_location
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=location, dst_path=str(folder), tracking_uri=platform.mlflow.tracking_uri
+            )
+        )
+    except (MlflowException, OSError) as error:
+        raise model_file.UntrustedModelError(f"model {model_id}: its files cannot be had ({error})") from None
+
+
+def training_rows(platform: Platform, ref: ChampionRef) -> np.ndarray:
+    """The ids of the rows a version was trained on; shape (rows,).
+
+    Raises:
+        UntrustedModelError: they were not recorded.
+    """
+    import pyarrow.parquet as pq
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = Tracking(platform).client.download_artifacts(ref.run_id, "training_rows.parquet", folder)
+        except (MlflowException, OSError):
+            raise model_file.UntrustedModelError(
+                f"{ref.name} version {ref.version}: which rows it was trained on was not recorded"
+            ) from None
+        return np.asarray(pq.read_table(path).column(ROW_ID))
+
+
+class TrainingSnapshots(Declared):
+    """The silver and gold snapshots that a run trained on, by table; what later data is compared with."""
+
+    tables: dict[str, Snapshot]
+
+
+def reference_snapshots(platform: Platform, standing: Standing) -> dict[str, Snapshot]:
+    """The champion's training snapshots by table; empty where there is no champion to ask."""
+    if not isinstance(standing, ChampionRef):
+        return {}
+    found = Tracking(platform).document(standing.run_id, "snapshots", TrainingSnapshots)
+    return found.tables if found else {}

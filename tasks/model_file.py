@@ -1,0 +1,121 @@
+"""Model files: saved the same way every time, and loaded only after their digest and their types were checked."""
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from deployments.errors import ContenderError
+
+SKOPS_FILE = "model.skops"
+
+TRUSTED_TYPES = frozenset(
+    {
+        "deployments.date_parts.DateParts",
+        "numpy.dtype",
+        "sklearn._loss.link.HalfLogitLink",
+        "sklearn._loss.link.IdentityLink",
+        "sklearn._loss.link.Interval",
+        "sklearn._loss.link.LogLink",
+        "sklearn._loss.link.LogitLink",
+        "sklearn._loss.link.MultinomialLogit",
+        "sklearn._loss.loss.AbsoluteError",
+        "sklearn._loss.loss.HalfBinomialLoss",
+        "sklearn._loss.loss.HalfMultinomialLoss",
+        "sklearn._loss.loss.HalfPoissonLoss",
+        "sklearn._loss.loss.HalfSquaredError",
+        "sklearn._loss.loss.PinballLoss",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.compose._column_transformer._RemainderColsList",
+        "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.tree._tree.Tree",
+    }
+)
+"""Types that a model file may hold beyond skops' own defaults; none of them runs code of its own on loading."""
+
+_IDENTITIES = re.compile(rb'"__id__": (\d+)')
+
+
+class UntrustedModelError(ContenderError):
+    """A model file that is not what was recorded, or that holds types nobody vouched for."""
+
+
+def canonicalise(path: Path) -> None:
+    """Rewrite a skops file so that the same model is the same bytes.
+
+    skops names objects by their memory addresses and stamps files with the time; both are replaced, addresses by
+    the order in which they first appear.
+    """
+    with zipfile.ZipFile(path) as archive:
+        schema = archive.read("schema.json")
+        members = {name: archive.read(name) for name in archive.namelist() if name != "schema.json"}
+    numbers: dict[bytes, bytes] = {}
+    for identity in _IDENTITIES.findall(schema):
+        numbers.setdefault(identity, str(len(numbers) + 1).encode())
+    schema = _IDENTITIES.sub(lambda found: b'"__id__": ' + numbers[found.group(1)], schema)
+    renamed = {}
+    for index, name in enumerate(sorted(members, key=lambda name: schema.find(name.encode()))):
+        fresh = f"part-{index:05d}{Path(name).suffix}"
+        schema = schema.replace(f'"{name}"'.encode(), f'"{fresh}"'.encode())
+        renamed[fresh] = members[name]
+    staged = path.with_suffix(".rewritten")
+    with zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in [("schema.json", schema), *renamed.items()]:
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    staged.replace(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def folder_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder, by its path inside it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
+
+
+def untrusted_types(path: Path, allowed_packages: Collection[str] = ()) -> list[str]:
+    """The types in a skops file that neither skops, nor our list, nor an allowed package vouches for.
+
+    scikit-learn's own internals are vouched for one by one; other allowed packages by their name.
+    """
+    import skops.io
+
+    packages = {package for package in allowed_packages if package != "sklearn"}
+    found: list[str] = skops.io.get_untrusted_types(file=path)
+    return [name for name in found if name not in TRUSTED_TYPES and name.partition(".")[0] not in packages]
+
+
+def load_model(path: Path, *, digest: str, allowed_packages: Collection[str] = ()) -> Any:
+    """Load a skops file, once it has the recorded digest and holds nothing but trusted types.
+
+    Raises:
+        UntrustedModelError: no such file, another digest, or a type nobody vouched for.
+    """
+    import skops.io
+
+    if not path.is_file():
+        raise UntrustedModelError(f"{path}: there is no model file")
+    found = file_digest(path)
+    if found != digest:
+        raise UntrustedModelError(f"{path}: its digest is {found[:12]}…, and {digest[:12]}… was recorded")
+    strangers = untrusted_types(path, allowed_packages)
+    if strangers:
+        raise UntrustedModelError(
+            f"{path}: it holds types that are not on the allow-list: {', '.join(strangers)}"
+        )
+    return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,137 @@
+"""MLflow, explicitly: every call names its run, and nothing rests on an active one."""
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from platforms.platform import Platform
+from platforms.snapshot import Snapshot
+
+D = TypeVar("D", bound=BaseModel)
+
+TAG = "contender."
+"""What our tags begin with, on runs and on model versions."""
+
+
+class Tracking:
+    """One platform's MLflow client, and the documents that runs carry."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+
+    @cached_property
+    def client(self) -> Any:
+        """An `MlflowClient` for the platform's addresses."""
+        from mlflow import MlflowClient
+
+        addresses = self._platform.mlflow
+        return MlflowClient(tracking_uri=addresses.tracking_uri, registry_uri=addresses.registry_uri)
+
+    def experiment(self, model: str) -> str:
+        """The id of a model's experiment, made when it is missing."""
+        from mlflow.exceptions import MlflowException
+
+        name = self._platform.experiment(model)
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            root = self._platform.mlflow.artifact_root
+            try:
+                return str(self.client.create_experiment(name, artifact_location=root and f"{root}/{name}"))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def find_run(self, experiment: str, tags: Mapping[str, str]) -> Any | None:
+        """The newest run with all these tags, if there is one."""
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self.client.search_runs(
+            [experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        return runs[0] if runs else None
+
+    def create_run(
+        self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None
+    ) -> str:
+        """A new run's id."""
+        tags = dict(tags) | ({"mlflow.parentRunId": parent} if parent else {})
+        return str(self.client.create_run(experiment, tags=tags, run_name=name).info.run_id)
+
+    def log(
+        self,
+        run: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Params, metrics and tags of one run, in one call; metrics that are NaN are left out."""
+        import time
+
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            run,
+            metrics=[Metric(k, float(v), now, 0) for k, v in (metrics or {}).items() if not math.isnan(v)],
+            params=[Param(k, str(v)[:6000]) for k, v in (params or {}).items()],
+            tags=[RunTag(k, str(v)[:5000]) for k, v in (tags or {}).items()],
+        )
+
+    def log_series(self, run: str, name: str, values: Sequence[float]) -> None:
+        """A metric with one value a step."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            run, metrics=[Metric(name, float(v), now, i) for i, v in enumerate(values) if not math.isnan(v)]
+        )
+
+    def log_datasets(self, run: str, snapshots: Mapping[str, Snapshot]) -> None:
+        """Snapshots as the run's dataset inputs, by what they were used for."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        self.client.log_inputs(
+            run,
+            datasets=[
+                DatasetInput(
+                    Dataset(
+                        name=snapshot.table,
+                        digest=snapshot.digest[:36],
+                        source_type="delta",
+                        source=json.dumps({"uri": snapshot.uri, "version": snapshot.version}),
+                        profile=json.dumps({"num_rows": snapshot.rows}),
+                    ),
+                    tags=[InputTag("mlflow.data.context", context)],
+                )
+                for context, snapshot in snapshots.items()
+            ],
+        )
+
+    def save_document(self, run: str, name: str, document: BaseModel) -> None:
+        """Keep a document as `<name>.json` among the run's artifacts."""
+        self.client.log_text(run, document.model_dump_json(indent=1), f"{name}.json")
+
+    def document(self, run: str, name: str, kind: type[D]) -> D | None:
+        """A document kept earlier; None where there is none, or where writing it was cut short."""
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self.client.download_artifacts(run, f"{name}.json", folder)
+                return kind.model_validate_json(Path(path).read_bytes())
+            except (MlflowException, ValidationError, OSError):
+                return None
+
+    def finish(self, run: str, status: str = "FINISHED") -> None:
+        """Close a run."""
+        self.client.set_terminated(run, status)
