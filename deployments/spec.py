@@ -1,5 +1,6 @@
 """The model spec: everything the line needs to know about one model, read from one YAML file."""
 
+import difflib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -10,6 +11,7 @@ from deployments.contract import ColumnType, Scalar, TableContract
 from deployments.declared import Declared
 from deployments.documents import load_document
 from deployments.errors import BadInputError
+from deployments.explanations import DeclarationError
 from deployments.gates import ChampionGate, FairnessGate, Gate, MetricGate, OverfitGate
 from deployments.measures import MEASURES, TaskKind, measures_for
 from deployments.source import Source
@@ -19,6 +21,9 @@ FEATURES = "features"
 """The name under which the contract speaks of the table that `features.sql` builds."""
 
 MODELS = Path(__file__).parent / "models"
+
+_TIMES = {ColumnType.TIMESTAMP, ColumnType.DATE}
+_NUMBERS = {ColumnType.INTEGER, ColumnType.NUMBER}
 
 
 class Target(Declared):
@@ -46,7 +51,7 @@ class Governance(Declared):
 
 
 class ModelSpec(Declared):
-    """One model: its data and what that must be, features, split, candidates, evaluation, gates and governance.
+    """One model: its data, what that must be, features, split, candidates, evaluation, gates and governance.
 
     Read with `load_spec`; every reference between sections (columns, tables, metrics) is checked on reading.
     """
@@ -69,7 +74,22 @@ class ModelSpec(Declared):
     @cached_property
     def feature_contract(self) -> TableContract:
         """The contract of the feature table: what training sees and what scoring is given."""
-        return self.contract[FEATURES if self.features.sql else next(iter(self.sources))]
+        return self.contract[self._feature_table]
+
+    @property
+    def _feature_table(self) -> str:
+        return FEATURES if self.features.sql else next(iter(self.sources))
+
+    @cached_property
+    def training_contract(self) -> TableContract:
+        """The feature table's contract with what the labels add to it: one row per entity and cut-off."""
+        if self.labels is None:
+            return self.feature_contract
+        labelled = self.contract[self.labels.table].columns
+        added = {name: labelled[name] for name in (self.labels.as_of, self.target.column)}
+        return self.feature_contract.model_copy(
+            update={"columns": self.feature_contract.columns | added, "unique": (self.row_key,)}
+        )
 
     @property
     def row_key(self) -> tuple[str, ...]:
@@ -79,120 +99,161 @@ class ModelSpec(Declared):
     @model_validator(mode="after")
     def _tables_are_known(self) -> Self:
         if FEATURES in self.sources and self.features.sql:
-            raise ValueError(f"sources: {FEATURES!r} is the name of the table that features.sql builds")
+            raise DeclarationError(
+                ("sources", FEATURES),
+                "this is the name of the table that features.sql builds; choose another",
+            )
         expected = set(self.sources) | ({FEATURES} if self.features.sql else set())
         for name in sorted(expected - set(self.contract)):
-            raise ValueError(f"contract: nothing is said about table {name!r}")
+            raise DeclarationError(("contract",), f"nothing is said about table {name!r}")
         for name in sorted(set(self.contract) - expected):
-            raise ValueError(f"contract: {name!r} is not among the sources ({', '.join(sorted(expected))})")
+            raise DeclarationError(
+                ("contract", name), f"{name!r} is not among the sources ({', '.join(sorted(expected))})"
+            )
         if not self.features.sql and len(self.sources) > 1:
-            raise ValueError(
-                "features.sql: several sources need a query that makes one feature table of them"
+            raise DeclarationError(
+                ("features", "sql"), "several sources need a query that makes one feature table of them"
             )
         if self.labels and self.labels.table not in self.sources:
-            raise ValueError(f"labels.table: {self.labels.table!r} is not among the sources")
+            raise DeclarationError(
+                ("labels", "table"),
+                f"{self.labels.table!r} is not among the sources ({', '.join(sorted(self.sources))})",
+            )
         if self.labels and not self.features.sql:
-            raise ValueError("labels: a label table goes with a features.sql that is run once per cut-off")
+            raise DeclarationError(
+                ("labels",), "a label table goes with a features.sql that is run once per cut-off"
+            )
         return self
 
     @model_validator(mode="after")
     def _columns_are_known(self) -> Self:
         for name, source in self.sources.items():
-            named = [("time_column", source.time_column)] if source.time_column else []
-            for where, column in named + [("clustering", column) for column in source.clustering]:
-                self._must_have(self.contract[name], column, f"sources.{name}.{where}")
+            if source.time_column:
+                _must_have(self.contract[name], source.time_column, ("sources", name, "time_column"))
+            for place, column in enumerate(source.clustering):
+                _must_have(self.contract[name], column, ("sources", name, "clustering", place))
         table = self.feature_contract
-        for column in (*self.features.entity, *self.features.columns):
-            self._must_have(table, column, "features")
-        for column in self.evaluation.slices:
-            self._must_have(table, column, "evaluation.slices")
-        for gate in self.gates:
+        for place, column in enumerate(self.features.entity):
+            _must_have(table, column, ("features", "entity", place))
+        for place, column in enumerate(self.evaluation.slices):
+            _must_have(table, column, ("evaluation", "slices", place))
+        for place, gate in enumerate(self.gates):
             if isinstance(gate, FairnessGate):
-                self._must_have(table, gate.attribute, "gates.fairness.attribute")
-        for column in self.features.numeric.columns:
-            if table.columns[column].type not in {ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.BOOLEAN}:
-                raise ValueError(f"features.numeric: {column!r} is of type {table.columns[column].type}")
-        for column in self.features.dates.columns:
-            if table.columns[column].type not in {ColumnType.TIMESTAMP, ColumnType.DATE}:
-                raise ValueError(f"features.dates: {column!r} is of type {table.columns[column].type}")
-        for column in self.features.boolean:
-            if table.columns[column].type is not ColumnType.BOOLEAN:
-                raise ValueError(f"features.boolean: {column!r} is of type {table.columns[column].type}")
-        if self.target.column in self.features.columns:
-            raise ValueError(f"features: {self.target.column!r} is the target; a model may not see it")
+                _must_have(table, gate.attribute, ("gates", place, "attribute"))
+        return self
+
+    @model_validator(mode="after")
+    def _features_fit_their_groups(self) -> Self:
+        table, features = self.feature_contract, self.features
+        for group, columns, types in (
+            ("numeric", features.numeric.columns, _NUMBERS | {ColumnType.BOOLEAN}),
+            ("categorical", features.categorical.columns, set(ColumnType)),
+            ("boolean", features.boolean, {ColumnType.BOOLEAN}),
+            ("dates", features.dates.columns, _TIMES),
+        ):
+            for column in columns:
+                _must_have(table, column, ("features", group))
+                if column == self.target.column:
+                    raise DeclarationError(
+                        ("features", group), f"{column!r} is the target; a model may not see it"
+                    )
+                if table.columns[column].type not in types:
+                    raise DeclarationError(
+                        ("features", group), f"{column!r} is of type {table.columns[column].type}"
+                    )
         return self
 
     @model_validator(mode="after")
     def _target_is_known(self) -> Self:
-        where = self.contract[self.labels.table] if self.labels else self.feature_contract
-        column = self.target.column
-        self._must_have(where, column, "target.column")
+        name = self.labels.table if self.labels else self._feature_table
+        where, column = self.contract[name], self.target.column
+        _must_have(where, column, ("target", "column"))
         if self.labels:
-            for name in (self.labels.as_of, self.labels.known_at, *self.features.entity):
-                if name is not None:
-                    self._must_have(where, name, "labels")
+            for key, named in (("as_of", self.labels.as_of), ("known_at", self.labels.known_at)):
+                if named is not None:
+                    _must_have(where, named, ("labels", key))
+            for place, entity in enumerate(self.features.entity):
+                _must_have(where, entity, ("features", "entity", place))
         declared = where.columns[column]
         if declared.nullable:
-            raise ValueError(f"contract: the target {column!r} may not be nullable")
-        if self.target.kind is TaskKind.REGRESSION and declared.type not in {
-            ColumnType.NUMBER,
-            ColumnType.INTEGER,
-        }:
-            raise ValueError(f"target: {column!r} is of type {declared.type}; regression predicts numbers")
+            raise DeclarationError(
+                ("contract", name, "columns", column, "nullable"),
+                f"{column!r} is the target, which may not be null",
+            )
+        if self.target.kind is TaskKind.REGRESSION and declared.type not in _NUMBERS:
+            raise DeclarationError(
+                ("target", "kind"), f"{column!r} is of type {declared.type}; regression predicts numbers"
+            )
         if (
             self.target.positive is not None
             and declared.values
             and self.target.positive not in declared.values
         ):
-            raise ValueError(
-                f"target.positive: {self.target.positive!r} is not among the values {list(declared.values)}"
+            raise DeclarationError(
+                ("target", "positive"),
+                f"{self.target.positive!r} is not among the values {list(declared.values)} of {column!r}",
             )
         split_column = getattr(self.split, "column", None)
         if split_column is not None and not (self.labels and split_column == self.labels.as_of):
-            self._must_have(self.feature_contract, split_column, "split.column")
+            _must_have(self.feature_contract, split_column, ("split", "column"))
+            found = self.feature_contract.columns[split_column].type
+            if self.split.kind == "time" and found not in _TIMES:
+                raise DeclarationError(
+                    ("split", "column"),
+                    f"{split_column!r} is of type {found}; a split by time needs a moment",
+                )
         return self
 
     @model_validator(mode="after")
     def _metrics_exist_and_point_the_right_way(self) -> Self:
         kind = self.target.kind
-        named = [("training.metric", self.training.metric)]
-        named += [("evaluation.metrics", name) for name in self.evaluation.metrics]
-        named += [
-            (f"gates.{gate.kind}.metric", gate.metric)
-            for gate in self.gates
-            if isinstance(gate, MetricGate | ChampionGate | OverfitGate | FairnessGate) and gate.metric
-        ]
-        for where, name in named:
-            if name not in measures_for(kind):
-                choices = ", ".join(measures_for(kind))
-                raise ValueError(f"{where}: {name!r} is no metric for a {kind} target (known: {choices})")
-        for gate in self.gates:
+        _must_measure(self.training.metric, kind, ("training", "metric"))
+        for place, name in enumerate(self.evaluation.metrics):
+            _must_measure(name, kind, ("evaluation", "metrics", place))
+        for place, gate in enumerate(self.gates):
+            if isinstance(gate, MetricGate | ChampionGate | OverfitGate | FairnessGate) and gate.metric:
+                _must_measure(gate.metric, kind, ("gates", place, "metric"))
             if isinstance(gate, MetricGate | FairnessGate) and gate.metric:
                 wrong = "max" if MEASURES[gate.metric].higher_is_better else "min"
                 if getattr(gate, wrong) is not None:
                     better = "higher" if wrong == "max" else "lower"
-                    raise ValueError(
-                        f"gates: {better} {gate.metric} is better, so `{wrong}` would wave through bad models"
+                    raise DeclarationError(
+                        ("gates", place, wrong),
+                        f"{better} {gate.metric} is better, so `{wrong}` would wave through bad models",
                     )
             if (
                 isinstance(gate, MetricGate | ChampionGate | OverfitGate)
                 and gate.metric not in self.evaluation.metrics
             ):
-                raise ValueError(f"gates: {gate.metric!r} is not measured; add it to evaluation.metrics")
+                raise DeclarationError(
+                    ("gates", place, "metric"),
+                    f"{gate.metric!r} is not measured; add it to evaluation.metrics",
+                )
             if kind is not TaskKind.BINARY and (
                 gate.kind == "calibration"
                 or (isinstance(gate, FairnessGate) and gate.measure != "group_floor")
             ):
-                raise ValueError(f"gates: {gate.kind} as declared is for binary targets")
+                raise DeclarationError(
+                    ("gates", place, "kind"), f"{gate.kind} as declared is for binary targets"
+                )
         return self
 
-    def _must_have(self, table: TableContract, column: str, where: str) -> None:
-        if column not in table.columns:
-            raise ValueError(
-                f"{where}: {column!r} is not a column of the contract ({', '.join(table.columns)})"
-            )
-        if table.columns[column].pii == "drop":
-            raise ValueError(f"{where}: {column!r} is personal data that is dropped at ingest (pii: drop)")
+
+def _must_have(table: TableContract, column: str, path: tuple[str | int, ...]) -> None:
+    if column not in table.columns:
+        near = difflib.get_close_matches(column, table.columns, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DeclarationError(
+            path, f"{column!r} is not a column of the contract{hint} (known: {', '.join(table.columns)})"
+        )
+    if table.columns[column].pii == "drop":
+        raise DeclarationError(path, f"{column!r} is personal data that is dropped at ingest (pii: drop)")
+
+
+def _must_measure(metric: str, kind: TaskKind, path: tuple[str | int, ...]) -> None:
+    if metric not in measures_for(kind):
+        choices = ", ".join(measures_for(kind))
+        raise DeclarationError(path, f"{metric!r} is no metric for a {kind} target (known: {choices})")
 
 
 class LoadedSpec(Declared):

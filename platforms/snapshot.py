@@ -1,8 +1,6 @@
 """A snapshot names one immutable version of a table; its digest speaks for the content."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +27,8 @@ class Snapshot(Declared):
 class ContentDigest:
     """SHA-256 over the content of a stream of record batches: names, types, order and values of all rows.
 
-    Where one batch ends and the next begins does not matter, nor does what lies in a null slot. Each column has
-    a hash for its nulls, its lengths (text) and its values.
+    Where one batch ends and the next begins does not matter, nor does what lies in a null slot. Each column
+    has a hash for the places of its nulls, its lengths (text) and its values.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -39,27 +37,35 @@ class ContentDigest:
         self.rows = 0
 
     def update(self, batch: pa.RecordBatch) -> None:
-        """Take in the next rows."""
-        self.rows += batch.num_rows
+        """Take in the next rows.
+
+        Raises:
+            BadInputError: a column of a type that a table cannot hold.
+        """
+        if batch.num_rows == 0:
+            return
         for (nulls, lengths, values), name, column in zip(
             self._hashes, batch.schema.names, batch.columns, strict=True
         ):
-            nulls.update(pc.is_null(column).cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+            if column.null_count:
+                places = np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False)) + self.rows
+                nulls.update(places.astype("<i8").data)
             plain = _plain(column, name)
             if pa.types.is_large_string(plain.type):
                 starts = np.frombuffer(plain.buffers()[1], np.int64)[
                     plain.offset : plain.offset + len(plain) + 1
                 ]
-                lengths.update(np.diff(starts).tobytes())
+                lengths.update(np.diff(starts).data)
                 data = plain.buffers()[2]
-                if data is not None and len(plain):
+                if data is not None:
                     values.update(memoryview(data)[starts[0] : starts[-1]])
             else:
-                values.update(plain.to_numpy(zero_copy_only=False).tobytes())
+                values.update(np.ascontiguousarray(plain.to_numpy(zero_copy_only=False)).data)
+        self.rows += batch.num_rows
 
     def hexdigest(self) -> str:
         """The digest of everything taken in so far."""
-        whole = hashlib.sha256()
+        whole = hashlib.sha256(f"{self.rows}\0".encode())
         for field, hashes in zip(self._schema, self._hashes, strict=True):
             whole.update(f"{field.name}\0{_type_name(field.type)}\0".encode())
             for part in hashes:
@@ -72,24 +78,24 @@ def _plain(column: pa.Array, name: str) -> pa.Array:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _plain(column.dictionary_decode(), name)
-    if pa.types.is_boolean(kind):
-        return pc.fill_null(column, False).cast(pa.uint8())
-    if pa.types.is_temporal(kind):
-        return pc.fill_null(column.cast(_temporal_width(kind)), 0)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return pc.fill_null(column, pa.scalar(0, kind))
     if pa.types.is_null(kind):
         return pa.array(np.zeros(len(column), np.uint8))
     if pa.types.is_decimal(kind) or _is_text(kind):
-        return pc.fill_null(column.cast(pa.large_string()), "")
+        return _filled(column.cast(pa.large_string()), "")
+    if pa.types.is_boolean(kind):
+        return _filled(column, False).cast(pa.uint8())
+    if pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind):
+        return _filled(column.cast(pa.int32() if kind.bit_width == 32 else pa.int64()), 0)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _filled(column, 0)
     message = (
         f"column {name!r} has the type {kind}, which a table cannot hold: flatten it or make it text first"
     )
     raise BadInputError(message)
 
 
-def _temporal_width(kind: pa.DataType) -> pa.DataType:
-    return pa.int32() if pa.types.is_date32(kind) or pa.types.is_time32(kind) else pa.int64()
+def _filled(column: pa.Array, value: object) -> pa.Array:
+    return pc.fill_null(column, pa.scalar(value, column.type)) if column.null_count else column
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -98,20 +104,3 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _type_name(kind: pa.DataType) -> str:
     return "string" if _is_text(kind) else str(kind)
-
-
-class DigestingStream:
-    """Passes record batches on and digests them as they go by."""
-
-    def __init__(self, stream: pa.RecordBatchReader) -> None:
-        self._stream = stream
-        self.digest = ContentDigest(stream.schema)
-
-    def reader(self) -> pa.RecordBatchReader:
-        """The same batches, to be read once."""
-        return pa.RecordBatchReader.from_batches(self._stream.schema, self._pass_on())
-
-    def _pass_on(self) -> Iterator[Any]:
-        for batch in self._stream:
-            self.digest.update(batch)
-            yield batch

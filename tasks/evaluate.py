@@ -30,7 +30,6 @@ from tasks.champion import (
 )
 from tasks.frame import model_inputs, target_values
 from tasks.metrics import Bootstrap, Estimate, Outputs, estimate, estimate_improvement, measure, outputs_of
-from tasks.model_file import UntrustedModelError
 from tasks.progress import stage
 from tasks.split import ROW_ID, Development, Part
 from tasks.tracking import Tracking

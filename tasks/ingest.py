@@ -1,13 +1,15 @@
-"""Ingest: any source becomes a bronze snapshot, as it was received, less the personal data that may not be kept.
+"""Ingest: any source becomes a bronze snapshot, as it was received, less personal data that may not be kept.
 
 Everything streams in record batches, so memory does not grow with the source.
 """
 
+import codecs
 import csv
-import hashlib
 import hmac
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,14 @@ from deployments.source import CsvSource, DeltaSource, ParquetSource, SimulatorS
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from platforms.tables import open_delta
+from platforms.tables import open_delta, storable
+from tasks.queries import query_session, quoted
 
 _BATCH_ROWS = 131_072
+_PAGE_ROWS = 16_384
+"""Rows fetched at once where they come as Python values, which are many times larger than Arrow's."""
 _CSV_BLOCK_BYTES = 4 << 20
+_READ_BYTES = 1 << 20
 
 
 def ingest_table(loaded: LoadedSpec, platform: Platform, name: str, source: Source) -> Snapshot:
@@ -35,13 +41,12 @@ def ingest_table(loaded: LoadedSpec, platform: Platform, name: str, source: Sour
         BadInputError: the source is missing, empty, unreadable, or lacks columns the contract asks for.
     """
     contract = loaded.spec.contract[name]
-    stream = read_source(source, contract, platform, beside=loaded.path.parent)
-    _expect_columns(stream.schema.names, contract, where=f"{describe(source)} (table {name!r})")
-    stream = without_personal_data(stream, contract, platform)
-    snapshot = platform.tables.write(
-        platform.table("bronze", loaded.name, name), _not_empty(stream, describe(source))
-    )
-    return snapshot
+    where = f"{describe(source)} (table {name!r})"
+    received = read_source(source, contract, platform, beside=loaded.path.parent)
+    _expect_columns(received.schema.names, contract, where)
+    kept = storable(without_personal_data(received, contract, platform))
+    stream = _not_empty(_ordered(kept, source.clustering, platform), where)
+    return platform.tables.write(platform.table("bronze", loaded.name, name), stream)
 
 
 def read_source(
@@ -50,7 +55,8 @@ def read_source(
     """Open a source as a stream of record batches.
 
     Raises:
-        BadInputError: missing, empty, half-written or wrongly encoded input, with the place where it goes wrong.
+        BadInputError: missing, empty, half-written or wrongly encoded input, with the place where it goes
+            wrong; also while the stream is read.
     """
     match source:
         case CsvSource():
@@ -61,11 +67,11 @@ def read_source(
             path = platform.resolve(source.path, beside)
             if "://" not in path and not Path(path).exists():
                 raise BadInputError(f"{path}: there is no such file or Delta table")
-            return _ordered(open_delta(path, source.version), source)
+            return _scan(open_delta(path, source.version), path)
         case SqlSource():
-            return _read_sql(source, platform)
+            return _read_sql(source, contract, platform, beside)
         case SimulatorSource():
-            return _simulate(source, contract)
+            return _simulate(source)
 
 
 def describe(source: Source) -> str:
@@ -87,35 +93,57 @@ def _existing(path: Path) -> Path:
     return path
 
 
+class _Untouched:
+    """Refuses files that somebody still writes to while they are read."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._seen = {path: self._look(path) for path in paths}
+
+    def confirm(self) -> None:
+        """Raise BadInputError if one of the files is no longer what it was."""
+        for path, seen in self._seen.items():
+            if not path.exists() or self._look(path) != seen:
+                raise BadInputError(f"{path}: the file changed while it was read; is it still being written?")
+
+    @staticmethod
+    def _look(path: Path) -> tuple[int, int, int]:
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def _read_csv(source: CsvSource, path: Path) -> pa.RecordBatchReader:
     if _existing(path).is_dir():
         raise BadInputError(f"{path}: this is a folder; a csv source is one file")
+    untouched = _Untouched([path])
     header = _csv_header(source, path)
-    size = path.stat().st_size
     try:
         reader = pacsv.open_csv(
             path,
             read_options=pacsv.ReadOptions(
-                encoding=source.encoding, block_size=_CSV_BLOCK_BYTES, column_names=header, skip_rows=1
+                encoding=source.encoding,
+                block_size=_CSV_BLOCK_BYTES,
+                column_names=header,
+                skip_rows_after_names=1,
             ),
             parse_options=pacsv.ParseOptions(delimiter=source.delimiter, newlines_in_values=True),
             convert_options=pacsv.ConvertOptions(
-                column_types={name: pa.string() for name in header},
+                column_types=dict.fromkeys(header, pa.string()),
                 null_values=list(source.null_values),
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=True,
             ),
         )
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise _csv_error(path, source, error) from None
+    except (pa.ArrowInvalid, UnicodeError) as error:
+        raise _csv_error(path, source, header, error) from None
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             yield from reader
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise _csv_error(path, source, error) from None
-        if path.stat().st_size != size:
-            raise BadInputError(f"{path}: the file changed while it was read (is it still being written?)")
+        except (pa.ArrowInvalid, UnicodeError) as error:
+            untouched.confirm()
+            raise _csv_error(path, source, header, error) from None
+        untouched.confirm()
+        _expect_closed_quotes(path, source)
 
     return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
@@ -123,14 +151,18 @@ def _read_csv(source: CsvSource, path: Path) -> pa.RecordBatchReader:
 def _csv_header(source: CsvSource, path: Path) -> list[str]:
     """The first row, checked: no duplicate and no empty names."""
     try:
-        with path.open(encoding=source.encoding, newline="") as handle:
-            header = next(csv.reader(handle, delimiter=source.delimiter), [])
+        with path.open(encoding=_python_encoding(source), newline="") as handle:
+            rows = csv.reader(handle, delimiter=source.delimiter)
+            header = next(rows, [])
             second = handle.readline()
-    except UnicodeDecodeError as error:
-        raise _csv_error(path, source, error) from None
     except LookupError:
         raise BadInputError(f"{path}: there is no encoding called {source.encoding!r}") from None
-    header = [name.removeprefix("\ufeff") for name in header]
+    except UnicodeError:
+        raise _encoding_error(path, source) from None
+    except csv.Error:
+        raise BadInputError(f"{path}: the first rows are not delimited text") from None
+    if not header:
+        raise BadInputError(f"{path}: the first line is blank; it must name the columns")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise BadInputError(f"{path}: the header names {', '.join(map(repr, twice))} more than once")
@@ -142,125 +174,282 @@ def _csv_header(source: CsvSource, path: Path) -> list[str]:
     return header
 
 
-def _csv_error(path: Path, source: CsvSource, error: Exception) -> BadInputError:
-    said = str(error)
-    if isinstance(error, UnicodeDecodeError) or "UTF8" in said or "UTF-8" in said:
-        where = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+def _python_encoding(source: CsvSource) -> str:
+    """Python keeps a byte order mark unless told otherwise; Arrow does not."""
+    return "utf-8-sig" if codecs.lookup(source.encoding).name == "utf-8" else source.encoding
+
+
+def _csv_error(path: Path, source: CsvSource, header: Sequence[str], error: Exception) -> BadInputError:
+    """What is wrong with a file that Arrow refused, looked for once more at leisure to say where it is."""
+    number = 0
+    try:
+        with path.open(encoding=_python_encoding(source), newline="") as handle:
+            rows = csv.reader(handle, delimiter=source.delimiter, strict=True)
+            for number, row in enumerate(rows):
+                if row and len(row) != len(header):
+                    return BadInputError(
+                        f"{path}: row {number} (line {rows.line_num}) has {len(row)} values and the header "
+                        f"{len(header)}; is the file half-written, or the delimiter another?"
+                    )
+    except UnicodeError:
+        return _encoding_error(path, source)
+    except csv.Error as quoting:
+        return _quoting_error(path, number, quoting)
+    if "straddl" in str(error):
         return BadInputError(
-            f"{path}: not {source.encoding} text{where}; name the file's encoding in the source, e.g. encoding: latin-1"
+            f"{path}: a row is longer than {_CSV_BLOCK_BYTES >> 20} MB, the most there may be"
         )
-    if "CSV parse error" in said or "Expected" in said:
-        cut = said.split("CSV parse error: ")[-1].split(":")[0]
+    return BadInputError(f"{path}: cannot be read as delimited text ({type(error).__name__})")
+
+
+def _quoting_error(path: Path, row: int, error: csv.Error) -> BadInputError:
+    if "unexpected end" in str(error) or "field larger" in str(error):
         return BadInputError(
-            f"{path}: a row does not fit the header ({cut}); is the file half-written, or the delimiter another?"
+            f"{path}: a quote opened in row {row + 1} is never closed, or its value is larger than "
+            f"{csv.field_size_limit():,} characters; is the file half-written?"
         )
-    return BadInputError(f"{path}: cannot be read as CSV ({type(error).__name__})")
+    return BadInputError(f"{path}: row {row + 1} has a quote inside a quoted value that is not doubled")
+
+
+def _encoding_error(path: Path, source: CsvSource) -> BadInputError:
+    """Where the first byte lies that is no text in the source's encoding."""
+    decoder = codecs.getincrementaldecoder(source.encoding)()
+    before = lines = 0
+    with path.open("rb") as handle:
+        while True:
+            block = handle.read(_READ_BYTES)
+            held = decoder.getstate()[0]
+            try:
+                lines += decoder.decode(block, final=not block).count("\n")
+            except UnicodeError as error:
+                start = error.start if isinstance(error, UnicodeDecodeError) else 0
+                data = held + block
+                row = lines + data[:start].count(b"\n")
+                return BadInputError(
+                    f"{path}: not {source.encoding} text at byte {before - len(held) + start + 1:,}, "
+                    f"line {row + 1:,}; name the file's encoding in the source, e.g. encoding: latin-1"
+                )
+            before += len(block)
+            if not block:
+                return BadInputError(f"{path}: not {source.encoding} text")
+
+
+def _expect_closed_quotes(path: Path, source: CsvSource) -> None:
+    """Refuse a file that ends inside a quoted value: Arrow takes all that follows the quote for that value.
+
+    An even number of quotes closes every one of them; only for an odd one is the file read once more.
+    """
+    if _quotes(path, source) % 2 == 0:
+        return
+    number = 0
+    try:
+        with path.open(encoding=_python_encoding(source), newline="") as handle:
+            for _row in csv.reader(handle, delimiter=source.delimiter, strict=True):
+                number += 1
+    except csv.Error as error:
+        raise _quoting_error(path, number - 1, error) from None
+
+
+def _quotes(path: Path, source: CsvSource) -> int:
+    """How many quotes a file has; bytes are counted where they can be, which is several times faster."""
+    quotes = 0
+    if _python_encoding(source) == "utf-8-sig":
+        with path.open("rb") as raw:
+            while data := raw.read(_READ_BYTES):
+                quotes += data.count(b'"')
+    else:
+        with path.open(encoding=source.encoding, newline="") as handle:
+            while text := handle.read(_READ_BYTES):
+                quotes += text.count('"')
+    return quotes
 
 
 def _read_parquet(path: Path) -> pa.RecordBatchReader:
-    _existing(path)
+    if _existing(path).is_dir() and (path / "_delta_log").exists():
+        raise BadInputError(f"{path}: this is a Delta table; name it with kind: delta")
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    # By convention a leading dot or underscore marks what a writer has not finished.
+    files = [file for file in files if not file.relative_to(path.parent).name.startswith((".", "_"))]
     if not files:
         raise BadInputError(f"{path}: there is no Parquet file in this folder")
-    for file in files:
-        try:
-            schema = pq.read_schema(file)
-        except (pa.ArrowInvalid, OSError):
-            raise BadInputError(
-                f"{file}: not a whole Parquet file (half-written, or another format)"
-            ) from None
-        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-        if twice:
-            raise BadInputError(f"{file}: the columns {', '.join(map(repr, twice))} stand more than once")
+    untouched = _Untouched(files)
+    first = _parquet_schema(files[0])
+    for file in files[1:]:
+        if not _parquet_schema(file).equals(first):
+            raise BadInputError(f"{file}: its columns or types differ from those of {files[0]}")
 
     def batches() -> Iterator[pa.RecordBatch]:
         for file in files:
             try:
-                with pq.ParquetFile(file) as opened:
-                    if not opened.schema_arrow.equals(first, check_metadata=False):
-                        raise BadInputError(f"{file}: its columns or types differ from those of {files[0]}")
-                    yield from opened.iter_batches(_BATCH_ROWS)
+                # Through a buffer: otherwise a row group, however large, is read as a whole.
+                with pq.ParquetFile(file, buffer_size=_READ_BYTES, pre_buffer=False) as opened:
+                    for batch in opened.iter_batches(_BATCH_ROWS):
+                        yield pa.RecordBatch.from_arrays(batch.columns, schema=first)
             except (pa.ArrowInvalid, OSError):
+                untouched.confirm()
                 raise BadInputError(f"{file}: the Parquet file is damaged") from None
+        untouched.confirm()
 
-    first = pq.read_schema(files[0]).remove_metadata()
-    return pa.RecordBatchReader.from_batches(
-        first, (pa.RecordBatch.from_arrays(batch.columns, schema=first) for batch in batches())
+    return pa.RecordBatchReader.from_batches(first, batches())
+
+
+def _parquet_schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file).remove_metadata()
+    except (pa.ArrowInvalid, OSError):
+        raise BadInputError(f"{file}: not a whole Parquet file (half-written, or another format)") from None
+
+
+def _scan(dataset: ds.Dataset, path: str) -> pa.RecordBatchReader:
+    """A Delta table's rows, a few batches in memory at a time."""
+    scanner = dataset.scanner(
+        batch_size=_BATCH_ROWS,
+        batch_readahead=2,
+        fragment_readahead=1,
+        fragment_scan_options=ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False),
     )
 
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from scanner.to_batches()
+        except (pa.ArrowInvalid, OSError):
+            raise BadInputError(f"{path}: a file of the Delta table is missing or damaged") from None
 
-def _ordered(dataset: ds.Dataset, source: Source) -> pa.RecordBatchReader:
-    """A dataset as a stream; ordered, where the source says by what, so that its digest is its content's."""
-    if not source.clustering:
-        return dataset.scanner(batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1).to_reader()
-    import duckdb
-
-    order = ", ".join(f'"{column}"' for column in source.clustering)
-    connection = duckdb.connect()
-    connection.register("source", dataset)
-    return connection.sql(f"SELECT * FROM source ORDER BY {order}").to_arrow_reader(_BATCH_ROWS)
+    return pa.RecordBatchReader.from_batches(scanner.projected_schema, batches())
 
 
-def _read_sql(source: SqlSource, platform: Platform) -> pa.RecordBatchReader:
+def _read_sql(
+    source: SqlSource, contract: TableContract, platform: Platform, beside: Path
+) -> pa.RecordBatchReader:
     url = source.url if isinstance(source.url, str) else platform.secret(source.url.secret)
     if url.startswith("duckdb:"):
-        return _read_duckdb(source, url)
-    return _read_sqlalchemy(source, url)
+        return _read_duckdb(source, url, platform, beside)
+    return _read_sqlalchemy(source, url, contract)
 
 
-def _read_duckdb(source: SqlSource, url: str) -> pa.RecordBatchReader:
+def _read_duckdb(source: SqlSource, url: str, platform: Platform, beside: Path) -> pa.RecordBatchReader:
     import duckdb
 
-    database = url.removeprefix("duckdb:///") or ":memory:"
-    if database != ":memory:":
-        _existing(Path(database))
-    try:
-        connection = duckdb.connect(database, read_only=database != ":memory:")
-        return connection.sql(source.query).to_arrow_reader(_BATCH_ROWS)
-    except duckdb.Error as error:
-        raise BadInputError(f"the SQL source failed: {_first_line(error)}") from None
+    named = url.removeprefix("duckdb://").removeprefix("/")
+    if not named or named == ":memory:":
+        raise BadInputError("the SQL source names no database file: write duckdb:///file.duckdb")
+    database = str(_existing(Path(platform.resolve(named, beside))))
+    with ExitStack() as until_read:
+        try:
+            connection = until_read.enter_context(query_session(platform, database))
+            found = connection.sql(source.query)
+            if found is None:
+                raise BadInputError("the SQL source's query gives no rows: it is no SELECT")
+            reader = found.to_arrow_reader(_BATCH_ROWS)
+        except duckdb.Error as error:
+            raise BadInputError(f"the SQL source failed: {_first_line(error)}") from None
+        held = until_read.pop_all()
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with held:
+            try:
+                yield from reader
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise BadInputError(f"the SQL source failed: {_first_line(error)}") from None
+
+    return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
 
-def _read_sqlalchemy(source: SqlSource, url: str) -> pa.RecordBatchReader:
-    """Rows fetched in pages through a server-side cursor; types are settled by the first page."""
-    import pandas as pd
+def _read_sqlalchemy(source: SqlSource, url: str, contract: TableContract) -> pa.RecordBatchReader:
+    """Rows fetched in pages through a server-side cursor; contract and first page settle the types."""
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
-    try:
-        connection = create_engine(url).connect().execution_options(stream_results=True)
-        pages = pd.read_sql(text(source.query), connection, chunksize=_BATCH_ROWS, dtype_backend="pyarrow")
-        first = next(iter(pages), None)
-    except SQLAlchemyError as error:
-        raise BadInputError(
-            f"the SQL source failed: {_first_line(getattr(error, 'orig', None) or type(error))}"
-        ) from None
-    if first is None:
-        connection.close()
-        raise BadInputError("the SQL source returned no rows")
-    schema = pa.Table.from_pandas(first, preserve_index=False).schema.remove_metadata()
-    schema = pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
+    with ExitStack() as until_read:
+        try:
+            engine = create_engine(url, poolclass=NullPool)
+            if engine.dialect.name == "sqlite" and engine.url.database not in {None, "", ":memory:"}:
+                _existing(Path(str(engine.url.database)))
+            connection = until_read.enter_context(engine.connect()).execution_options(yield_per=_PAGE_ROWS)
+            # Colons are escaped: the query has no parameters, and times have colons.
+            result = connection.execute(text(source.query.replace(":", "\\:")))
+            if not result.returns_rows:
+                raise BadInputError("the SQL source's query gives no rows: it is no SELECT")
+            names, pages = list(result.keys()), result.partitions()
+            first = next(pages, None)
+        except ImportError as error:
+            raise BadInputError(
+                f"the SQL source needs the Python package {error.name!r}, which is not installed"
+            ) from None
+        except SQLAlchemyError as error:
+            raise _sql_error(error) from None
+        if first is None:
+            raise BadInputError("the SQL source returned no rows")
+        held = until_read.pop_all()
+    schema = pa.schema(
+        [
+            pa.field(
+                name, _sql_type(values, contract.columns[name].type if name in contract.columns else None)
+            )
+            for name, values in zip(names, zip(*first, strict=True), strict=True)
+        ]
+    )
 
     def batches() -> Iterator[pa.RecordBatch]:
         page: Any = first
-        with connection:
+        rows = 0
+        with held:
             while page is not None:
+                columns = zip(schema, zip(*page, strict=True), strict=True)
+                yield pa.RecordBatch.from_arrays([_sql_column(f, v, rows) for f, v in columns], schema=schema)
+                rows += len(page)
                 try:
-                    yield from pa.Table.from_pandas(page, schema=schema, preserve_index=False).to_batches()
-                except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                    raise BadInputError(
-                        f"the SQL source changes a column's type between pages: {_first_line(error)}"
-                    ) from None
-                page = next(iter(pages), None)
+                    page = next(pages, None)
+                except SQLAlchemyError as error:
+                    raise _sql_error(error) from None
 
     return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _sql_type(values: Sequence[Any], declared: ColumnType | None) -> pa.DataType:
+    """What a column is stored as: text where its values are of several kinds, for the contract to judge."""
+    try:
+        found = pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return pa.string()
+    if pa.types.is_null(found):
+        return pa.string() if declared is None else arrow_type(declared)
+    if pa.types.is_timestamp(found):
+        return pa.timestamp("us", "UTC" if found.tz else None)
+    if declared is ColumnType.NUMBER and (pa.types.is_integer(found) or pa.types.is_decimal(found)):
+        return pa.float64()
+    if pa.types.is_decimal(found):
+        return pa.decimal128(38, found.scale)
+    return found
+
+
+def _sql_column(field: pa.Field, values: Sequence[Any], rows_before: int) -> pa.Array:
+    if pa.types.is_string(field.type):
+        values = [value if value is None or isinstance(value, str) else str(value) for value in values]
+    if pa.types.is_float64(field.type):
+        values = [float(value) if isinstance(value, Decimal) else value for value in values]
+    try:
+        return pa.array(values, field.type)
+    except (pa.ArrowException, OverflowError):
+        raise BadInputError(
+            f"the SQL source's column {field.name!r} has a value after row {rows_before:,} that is no "
+            f"{field.type}, as the values before it are: cast the column in the query"
+        ) from None
+
+
+def _sql_error(error: Exception) -> BadInputError:
+    """The database's own words; SQLAlchemy's would repeat the query, and its address."""
+    return BadInputError(
+        f"the SQL source failed: {_first_line(getattr(error, 'orig', None) or type(error).__name__)}"
+    )
 
 
 def _first_line(error: object) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _simulate(source: SimulatorSource, contract: TableContract) -> pa.RecordBatchReader:  # noqa: ARG001
+def _simulate(source: SimulatorSource) -> pa.RecordBatchReader:
     module_name, _, function = source.function.partition(":")
     try:
         simulate = getattr(importlib.import_module(module_name), function)
@@ -273,8 +462,11 @@ def _simulate(source: SimulatorSource, contract: TableContract) -> pa.RecordBatc
     return stream
 
 
-def _expect_columns(found: Iterable[str], contract: TableContract, where: str) -> None:
+def _expect_columns(found: Sequence[str], contract: TableContract, where: str) -> None:
     names = set(found)
+    twice = sorted(name for name in names if found.count(name) > 1)
+    if twice:
+        raise BadInputError(f"{where}: columns that stand more than once: {', '.join(twice)}")
     missing = [name for name in contract.columns if name not in names]
     if missing:
         raise BadInputError(
@@ -283,7 +475,8 @@ def _expect_columns(found: Iterable[str], contract: TableContract, where: str) -
     extra = sorted(names - set(contract.columns))
     if extra and contract.extra_columns == "forbid":
         raise BadInputError(
-            f"{where}: columns the contract does not know: {', '.join(extra)} (add them, or set extra_columns: drop)"
+            f"{where}: columns the contract does not know: {', '.join(extra)} "
+            "(add them, or set extra_columns: drop)"
         )
 
 
@@ -292,8 +485,8 @@ def without_personal_data(
 ) -> pa.RecordBatchReader:
     """Keep the contract's columns in its order; drop or hash what it marks as personal data.
 
-    A hash is HMAC-SHA256 under the platform's key, 32 hexadecimal digits: equal values stay equal, and without
-    the key no list of guesses gives them back.
+    A hash is HMAC-SHA256 under the platform's key, 32 hexadecimal digits: equal values stay equal, and
+    without the key no list of guesses gives them back.
     """
     kept = [name for name in contract.kept_columns if name in stream.schema.names]
     hashed = {name for name in kept if contract.columns[name].pii == "hash"}
@@ -315,10 +508,44 @@ def without_personal_data(
 def _hashed(column: pa.Array, key: bytes) -> pa.Array:
     coded = column.cast(pa.string()).dictionary_encode()
     digests = [
-        None if value is None else hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:32]
+        None if value is None else hmac.digest(key, value.encode(), "sha256").hex()[:32]
         for value in coded.dictionary.to_pylist()
     ]
     return pa.DictionaryArray.from_arrays(coded.indices, pa.array(digests, pa.string())).dictionary_decode()
+
+
+def _ordered(
+    stream: pa.RecordBatchReader, clustering: Sequence[str], platform: Platform
+) -> pa.RecordBatchReader:
+    """The rows by the columns that the source names, and then by all others: content decides their order."""
+    if not clustering:
+        return stream
+    import duckdb
+
+    schema = stream.schema
+    refused: list[BadInputError] = []
+
+    def received() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from stream
+        except BadInputError as error:
+            refused.append(error)
+            raise
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        columns = [*clustering, *(name for name in schema.names if name not in clustering)]
+        with query_session(platform) as connection:
+            connection.register("received", pa.RecordBatchReader.from_batches(schema, received()))
+            try:
+                rows = connection.table("received").order(", ".join(map(quoted, columns)))
+                for batch in rows.to_arrow_reader(_BATCH_ROWS):
+                    yield batch.cast(schema)
+            except (duckdb.Error, pa.ArrowException):
+                if refused:
+                    raise refused[0] from None
+                raise
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def _not_empty(stream: pa.RecordBatchReader, where: str) -> pa.RecordBatchReader:

@@ -10,11 +10,11 @@ from scipy.stats import loguniform, randint, uniform
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import (
     GridSearchCV,
+    GroupKFold,
     KFold,
     RandomizedSearchCV,
     StratifiedGroupKFold,
     StratifiedKFold,
-    GroupKFold,
     TimeSeriesSplit,
 )
 

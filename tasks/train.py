@@ -104,6 +104,7 @@ class TrainedModel(Declared):
     training_rows: int
     example: list[dict[str, Any]]
     expected: list[float]
+    expected_predictions: list[str | bool | int | float]
 
 
 def training_key(
@@ -491,6 +492,7 @@ def _log_model(
             training_rows=len(inputs),
             example=json.loads(example.to_json(orient="records", date_format="iso")),
             expected=[float(value) for value in said.take(np.arange(len(example))).score],
+            expected_predictions=said.predictions[: len(example)].tolist(),
         )
         client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")

@@ -1,0 +1,1 @@
+"""Measurements against peers: both sides in one run, quoted as ratios."""

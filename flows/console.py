@@ -1,0 +1,230 @@
+"""What people see in the terminal: stages under way on standard error, results on standard output."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from tasks.progress import Stage, watched_by
+from tasks.verdict import Verdict
+
+if TYPE_CHECKING:
+    from tasks.ledger import Entry
+    from tasks.outcome import TrainOutcome
+    from tasks.register import Version
+    from tasks.score import ScoreOutcome
+
+_COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "yellow"}
+_SAID_AFTER_SECONDS = 2.0
+
+_WIDTH_OF_NO_TERMINAL = 110
+
+
+def _console(stderr: bool) -> Console:
+    watched = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if watched else _WIDTH_OF_NO_TERMINAL)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
+
+
+@contextmanager
+def stages_shown() -> Iterator[None]:
+    """Show each stage while it lasts; where nobody watches a terminal, one line for each that took a while."""
+    with _live() if sys.stderr.isatty() else _lines():
+        yield
+
+
+@contextmanager
+def _lines() -> Iterator[None]:
+    started: dict[str, float] = {}
+
+    def watch(stage: Stage) -> None:
+        began = started.setdefault(stage.name, time.monotonic())
+        if stage.finished:
+            took = time.monotonic() - began
+            del started[stage.name]
+            if took >= _SAID_AFTER_SECONDS:
+                err.print(f"  {stage.name}: {took:.1f} s", markup=False)
+
+    with watched_by(watch):
+        yield
+
+
+@contextmanager
+def _live() -> Iterator[None]:
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    )
+    shown: dict[str, int] = {}
+    lock = Lock()
+
+    def watch(stage: Stage) -> None:
+        with lock:
+            if stage.name not in shown:
+                shown[stage.name] = progress.add_task(stage.name, total=stage.total)
+            progress.update(shown[stage.name], completed=stage.done, total=stage.total)  # type: ignore[arg-type]
+            if stage.finished:
+                progress.remove_task(shown.pop(stage.name))  # type: ignore[arg-type]
+
+    with progress, watched_by(watch):
+        waiting = progress.add_task("working", total=None)
+        yield
+        progress.remove_task(waiting)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    for place, name in enumerate(columns):
+        right = name.startswith("#")
+        last = place == len(columns) - 1
+        table.add_column(
+            name.removeprefix("#"), justify="right" if right else "left", overflow="fold", no_wrap=not last
+        )
+    return table
+
+
+def _verdict(verdict: Verdict) -> Text:
+    return Text(verdict.value, style=_COLOURS[verdict])
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def show_training(outcome: "TrainOutcome") -> None:
+    """The summary of a training: data, contract, candidates, metrics, gates, version."""
+    heading = f"{outcome.model} in {outcome.environment}"
+    if outcome.unchanged:
+        heading += ": nothing has changed since this was trained"
+    out.print(Text(heading, style="bold"), "")
+
+    data = _table("Data and contract", "table", "#rows", "#invalid", "contract", "snapshot")
+    for table in outcome.tables:
+        snapshot = table.silver or table.bronze
+        version = f"{snapshot.table} v{snapshot.version} · {snapshot.digest[:12]}"
+        data.add_row(
+            table.table, version, f"{table.rows:,}", f"{table.invalid_rows:,}", _verdict(table.verdict)
+        )
+    out.print(data, "")
+    for table in outcome.tables:
+        for note in table.notes:
+            out.print(Text(f"  {table.table}: {note}", style="dim"))
+    parts = outcome.parts
+    sizes = (parts.development.train, parts.development.validation, parts.holdout)
+    split = " · ".join(
+        f"{name} {part.snapshot.rows:,}"
+        for name, part in zip(("train", "validation", "holdout"), sizes, strict=True)
+    )
+    out.print(Text(f"Split: {split}\n"))
+
+    board = outcome.leaderboard
+    candidates = _table(
+        "Candidates",
+        "candidate",
+        f"#validation {board.metric}",
+        "#cross-validation",
+        "#tried",
+        "#seconds",
+        "estimator",
+    )
+    for item in board.candidates:
+        candidates.add_row(
+            item.name,
+            _number(item.validation),
+            _number(item.cross_validation),
+            str(item.tried),
+            f"{item.seconds:.1f}",
+            item.estimator.rpartition(".")[2],
+        )
+    out.print(candidates, "")
+
+    metrics = _table(
+        f"Holdout, {outcome.evaluation.rows:,} rows", "metric", "#estimate", "#interval", "#trained on"
+    )
+    for name, found in outcome.evaluation.metrics.items():
+        trained = outcome.evaluation.train_metrics.get(name)
+        metrics.add_row(
+            name, _number(found.value), f"{_number(found.low)} to {_number(found.high)}", _number(trained)
+        )
+    out.print(metrics, "")
+
+    gates = _table("Gates", "gate", "verdict", "#value", "#threshold", "why")
+    for result in outcome.gates.results:
+        gates.add_row(
+            result.gate,
+            _verdict(result.verdict),
+            _number(result.value),
+            _number(result.threshold),
+            Text(result.reason),
+        )
+    out.print(gates, "")
+    if outcome.version is None:
+        out.print(Text("Not registered: a gate did not pass.\n", style="bold red"))
+
+
+def show_version(version: "Version") -> None:
+    """A version and its aliases."""
+    aliases = ", ".join(version.aliases) or "no alias"
+    out.print(
+        Text.assemble(("Registry: ", "bold"), f"{version} ({aliases}), digest {version.model_digest[:12]}")
+    )
+
+
+def show_scores(outcome: "ScoreOutcome") -> None:
+    """What a scoring came to."""
+    note = " (these scores were there already)" if outcome.unchanged else ""
+    out.print(
+        Text.assemble(
+            ("Scores: ", "bold"),
+            f"{outcome.scored_rows:,} rows by {outcome.name} version {outcome.version}, "
+            f"mean score {_number(outcome.mean_score)}{note}\n        {outcome.output}",
+        ),
+        soft_wrap=True,
+    )
+    if outcome.rejected:
+        out.print(
+            Text(f"Rejected: {outcome.rejected_rows:,} rows, with reasons\n        {outcome.rejected}"),
+            soft_wrap=True,
+        )
+
+
+def show_where(lines: Sequence[tuple[str, str]]) -> None:
+    """Where to read on."""
+    grid = Table.grid(padding=(0, 2))
+    for name, where in lines:
+        grid.add_row(Text(name, style="bold"), Text(where, overflow="fold"))
+    out.print(
+        Panel(Group(grid), title="Where to look", title_align="left", border_style="dim", box=box.ROUNDED)
+    )
+
+
+def show_ledger(entries: Sequence["Entry"]) -> None:
+    """Entries of the ledger, oldest first."""
+    table = _table("Ledger", "#seq", "time", "event", "model", "subject", "actor")
+    for entry in entries:
+        row = (str(entry.seq), entry.time[:19], entry.event, entry.model, entry.subject, entry.actor)
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)
+
+
+def show_error(message: str) -> None:
+    """An error, as it was said."""
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)

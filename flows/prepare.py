@@ -1,0 +1,40 @@
+"""What every flow begins with: the model's spec, the environment, its platform, and the sources to read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from deployments.environment import load_environment
+from deployments.errors import BadInputError
+from deployments.source import Source, source_at
+from deployments.spec import LoadedSpec, load_spec
+from platforms import platform_for
+from platforms.platform import Platform
+
+
+def prepare(model: str, env: str) -> tuple[LoadedSpec, Platform]:
+    """The loaded spec and the platform of an environment.
+
+    Raises:
+        BadInputError: no such model or environment, or a document that does not say what it must.
+    """
+    return load_spec(model), platform_for(load_environment(env))
+
+
+def chosen_sources(loaded: LoadedSpec, given: str | None) -> Mapping[str, Source]:
+    """The spec's sources; `given` points one elsewhere: `PATH`, or `TABLE=PATH` where there are several.
+
+    Raises:
+        BadInputError: it does not say which table, or names one that is not there.
+    """
+    sources = dict(loaded.spec.sources)
+    if given is None:
+        return sources
+    table, separator, path = given.partition("=")
+    if not separator or table not in sources:
+        if len(sources) > 1:
+            raise BadInputError(
+                f"--source: {loaded.name} has several sources; write TABLE=PATH ({', '.join(sources)})"
+            )
+        table, path = next(iter(sources)), given
+    sources[table] = source_at(str(Path(path)) if "://" not in path else path, sources[table])
+    return sources

@@ -1,0 +1,43 @@
+"""Promote: the challenger becomes champion, where the environment asks for no approval."""
+
+from typing import Annotated
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from flows.prepare import prepare
+from platforms.platform import Platform
+from tasks import register
+from tasks.champion import ChampionMissing, ChampionRef, version_ref
+from tasks.register import PromotionRefusedError, Version
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote_version(platform: Platform, model: str, ref: ChampionRef) -> Version:
+    """Move the aliases, and write it into the ledger."""
+    return register.promote(platform, model, ref)
+
+
+@flow(name="promote", flow_run_name="{model} · promote · {env}", description=__doc__)
+def promote(
+    model: Annotated[
+        str, Field(description="A model under deployments/models, or the path of a model.yaml.")
+    ],
+    env: Annotated[str, Field(description="An environment under deployments/environments.")] = "dev",
+    version: Annotated[str | None, Field(description="A version; the challenger by default.")] = None,
+) -> Version:
+    """Promote a version whose gates passed.
+
+    Raises:
+        PromotionRefusedError: no challenger, a gate that did not pass, or approvals that are missing.
+    """
+    loaded, platform = prepare(model, env)
+    ref = (
+        version_ref(platform, loaded.name, version)
+        if version
+        else register.challenger_of(platform, loaded.name)
+    )
+    if isinstance(ref, ChampionMissing):
+        raise PromotionRefusedError(ref.reason)
+    return promote_version(platform, loaded.name, ref)

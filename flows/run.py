@@ -1,0 +1,377 @@
+"""`python -m flows.run`: the command line. Without a command it takes the embedded business through the line.
+
+Exit codes: 0 done or nothing to do, 1 something broke, 2 bad input or spec, 3 a gate or a promotion refused.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer.exceptions import TyperException
+
+from deployments.errors import BadInputError, ContenderError
+from flows.settings import settle, settled_flows
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from platforms.platform import Platform
+    from tasks.outcome import TrainOutcome
+
+R = TypeVar("R")
+
+app = typer.Typer(
+    name="contender",
+    help="Take a model from raw data to a gated, registered champion.",
+    epilog="Exit codes: 0 done or nothing to do, 1 something broke, 2 bad input or spec, 3 a gate or promotion refused.",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    no_args_is_help=False,
+)
+spec_app = typer.Typer(help="Check, describe and draft model specs.", no_args_is_help=True)
+audit_app = typer.Typer(help="Read and verify the ledger and the evidence bundles.", no_args_is_help=True)
+app.add_typer(spec_app, name="spec")
+app.add_typer(audit_app, name="audit")
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="A shipped model, or the path of a model.yaml.")
+]
+EnvOption = Annotated[
+    str, typer.Option("--env", "-e", help="The environment: dev, test, prod, or a YAML file.")
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="Read this file instead of the spec's source: PATH or TABLE=PATH."),
+]
+AsOfOption = Annotated[
+    datetime | None,
+    typer.Option("--as-of", help="Look from this moment (UTC).", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")
+]
+
+
+@dataclass
+class _Session:
+    """How this invocation shows itself."""
+
+    verbose: bool = False
+    as_json: bool = False
+
+
+_session = _Session()
+
+
+@app.callback(invoke_without_command=True)
+def main_options(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show logs and tracebacks.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Champion/challenger delivery for machine-learning models."""
+    _session.verbose, _session.as_json = verbose, as_json
+    settle(verbose)
+    if context.invoked_subcommand is None:
+        run("churn", "dev", None, as_json)
+
+
+@app.command()
+def run(
+    model: ModelOption = "churn",
+    env: EnvOption = "dev",
+    source: SourceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, promote and score: the whole line in one go (what runs when no command is given)."""
+    from flows import console
+
+    def work() -> Any:
+        from flows.lifecycle import lifecycle
+
+        return lifecycle(model, env, source)
+
+    outcome = _watched(as_json, work)
+    if _session.as_json:
+        _print_json(outcome)
+        return
+    console.show_training(outcome.trained)
+    console.show_version(outcome.champion)
+    console.show_scores(outcome.scored)
+    _show_where(outcome.trained, env)
+
+
+@app.command()
+def train(
+    model: ModelOption,
+    env: EnvOption = "dev",
+    source: SourceOption = None,
+    as_of: AsOfOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Train again though nothing has changed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take raw data to a registered challenger, or to a refusal that says why."""
+    from flows import console
+
+    def work() -> Any:
+        from flows.train import train as flow
+
+        return flow(model, env, source, as_of, force)
+
+    outcome = _watched(as_json, work)
+    if _session.as_json:
+        _print_json(outcome)
+        return
+    console.show_training(outcome)
+    if outcome.version is not None:
+        console.show_version(outcome.version)
+    _show_where(outcome, env)
+
+
+@app.command()
+def promote(
+    model: ModelOption,
+    env: EnvOption = "dev",
+    version: Annotated[
+        str | None, typer.Option("--version", help="A version; the challenger by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the challenger champion, where the environment asks for no approval."""
+    from flows import console
+
+    def work() -> Any:
+        from flows.promote import promote as flow
+
+        return flow(model, env, version)
+
+    promoted = _watched(as_json, work)
+    if _session.as_json:
+        _print_json(promoted)
+    else:
+        console.show_version(promoted)
+
+
+@app.command()
+def score(
+    model: ModelOption,
+    env: EnvOption = "dev",
+    input: Annotated[  # noqa: A002
+        str | None,
+        typer.Option("--input", help="A csv, Parquet or Delta file; everyone as they are now by default."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Where the scores go: .csv or .parquet.")
+    ] = None,
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a batch with the champion; resumable, and never over an earlier output."""
+    from flows import console
+
+    def work() -> Any:
+        from flows.score import score as flow
+
+        return flow(model, env, input, output, as_of)
+
+    outcome = _watched(as_json, work)
+    if _session.as_json:
+        _print_json(outcome)
+    else:
+        console.show_scores(outcome)
+
+
+@spec_app.command("check")
+def spec_check(
+    file: Annotated[Path, typer.Argument(help="A model.yaml, or the name of a shipped model.")],
+    env: EnvOption = "dev",
+    as_json: JsonOption = False,
+) -> None:
+    """Check a model spec: keys, references, contract rules, query and estimators."""
+    from flows import console
+
+    _session.as_json |= as_json
+    from flows.prepare import prepare
+    from tasks.check import check_spec
+
+    loaded, platform = prepare(str(file), env)
+    found = check_spec(loaded, platform)
+    if _session.as_json:
+        print(json.dumps({"model": loaded.name, "file": str(loaded.path), "checked": found}))
+        return
+    console.out.print(f"[bold green]ok[/] {loaded.path}: {loaded.name}", soft_wrap=True)
+    for line in found:
+        console.out.print(f"   {line}", markup=False, soft_wrap=True)
+
+
+@spec_app.command("schema")
+def spec_schema(
+    kind: Annotated[str, typer.Argument(help="model or environment")] = "model",
+) -> None:
+    """Print the JSON schema of model.yaml or of an environment, for editors."""
+    from deployments.environment import Environment
+    from deployments.spec import ModelSpec
+
+    kinds: dict[str, type[BaseModel]] = {"model": ModelSpec, "environment": Environment}
+    if kind not in kinds:
+        raise BadInputError(f"there is no schema of {kind!r} (known: {', '.join(kinds)})")
+    print(json.dumps(kinds[kind].model_json_schema(), indent=2))
+
+
+@spec_app.command("init")
+def spec_init(
+    name: Annotated[str, typer.Argument(help="The new model's name.")],
+    data: Annotated[Path, typer.Option("--from", help="A csv, Parquet or Delta file to draft from.")],
+    target: Annotated[
+        str | None, typer.Option("--target", help="The column to predict; guessed by default.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where models are; deployments/models by default.")
+    ] = None,
+) -> None:
+    """Draft a model.yaml from a data file, for you to edit."""
+    from deployments.spec import MODELS
+    from flows import console
+    from tasks.draft import write_draft
+
+    path = write_draft(name, data, target, folder or MODELS)
+    console.out.print(f"wrote {path}; edit it, then: python -m flows.run spec check {path}", soft_wrap=True)
+
+
+@audit_app.command("verify")
+def audit_verify(env: EnvOption = "dev", as_json: JsonOption = False) -> None:
+    """Check the ledger's chain and the checksums of every evidence bundle; exit code 1 where anything is wrong."""
+    from flows import console
+    from tasks.evidence import bundles, verify_bundle
+    from tasks.register import ledger_of
+
+    _session.as_json |= as_json
+    platform = _platform(env)
+    verification = ledger_of(platform).verify()
+    problems = [f"ledger: {problem}" for problem in verification.problems]
+    folders = bundles(platform)
+    for folder in folders:
+        problems += [f"{folder}: {problem}" for problem in verify_bundle(platform, folder)]
+    if _session.as_json:
+        print(json.dumps({"entries": verification.entries, "bundles": len(folders), "problems": problems}))
+    else:
+        for problem in problems:
+            console.show_error(problem)
+        if not problems:
+            console.out.print(
+                f"[bold green]ok[/] {verification.entries:,} ledger entries, {len(folders):,} evidence bundles"
+            )
+    if problems:
+        raise typer.Exit(1)
+
+
+@audit_app.command("show")
+def audit_show(
+    env: EnvOption = "dev",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Only this model.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the ledger: who did what to which model, and when."""
+    from flows import console
+    from tasks.register import ledger_of
+
+    _session.as_json |= as_json
+    entries = list(ledger_of(_platform(env)).entries(model))
+    if _session.as_json:
+        print(json.dumps([entry.model_dump(mode="json") for entry in entries]))
+    elif entries:
+        console.show_ledger(entries)
+    else:
+        console.out.print("The ledger is empty.")
+
+
+def _platform(env: str) -> "Platform":
+    from deployments.environment import load_environment
+    from platforms import platform_for
+
+    return platform_for(load_environment(env))
+
+
+def _watched(as_json: bool, work: Callable[[], R]) -> R:
+    """Do the work with its stages shown, and show what there is to show of a refusal before it is raised."""
+    from flows import console
+
+    _session.as_json |= as_json
+    with settled_flows(), nullcontext() if _session.verbose else console.stages_shown():
+        return work()
+
+
+def _print_json(outcome: "BaseModel") -> None:
+    print(outcome.model_dump_json())
+
+
+def _show_where(outcome: "TrainOutcome", env: str) -> None:
+    from flows import console
+    from platforms.local import home
+
+    platform = _platform(env)
+    python = Path(sys.executable).parent
+    lines = [
+        ("Training report", outcome.reports.training),
+        ("Contract report", outcome.reports.contract),
+        ("MLflow run", outcome.run_id),
+        ("MLflow UI", f"{python / 'mlflow'} ui --backend-store-uri {platform.mlflow.tracking_uri}"),
+        ("Prefect UI", f"PREFECT_HOME={home() / 'prefect'} {python / 'prefect'} server start"),
+        ("Audit", f"{Path(sys.executable)} -m flows.run audit verify --env {env}"),
+    ]
+    if outcome.reports.evidence:
+        lines.insert(2, ("Evidence", outcome.reports.evidence))
+    console.show_where(lines)
+
+
+def _refused(error: ContenderError) -> int:
+    """Show what was refused, with the outcome where there is one, and return the exit code."""
+    from flows import console
+
+    outcome = getattr(error, "outcome", None)
+    if _session.as_json:
+        if outcome is not None:
+            _print_json(outcome)
+        else:
+            print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+    elif outcome is not None:
+        console.show_training(outcome)
+        if outcome.version is not None:
+            console.show_version(outcome.version)
+        _show_where(outcome, outcome.environment)
+    console.show_error(str(error))
+    return error.exit_code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    from flows import console
+
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except ContenderError as error:
+        return _refused(error)
+    except TyperException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.show_error("interrupted; run the same command again to carry on")
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last stop: whatever broke, say it and end with 1
+        if _session.verbose:
+            traceback.print_exc()
+        said = str(error).strip().splitlines() or [""]
+        console.show_error(f"{type(error).__name__}: {said[0]} (run with --verbose for the traceback)")
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

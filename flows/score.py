@@ -1,0 +1,81 @@
+"""Score: the champion over a file, or over everyone as they are now."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from deployments.errors import BadInputError
+from deployments.spec import LoadedSpec
+from flows.prepare import prepare
+from platforms.platform import Platform
+from platforms.snapshot import Snapshot
+from tasks.champion import standing_champion
+from tasks.features import build_features, clock_of
+from tasks.publish import publish_links
+from tasks.score import ScoreOutcome, default_output, require_champion, score_file, score_snapshot
+
+
+@task(name="score file", cache_policy=NO_CACHE)
+def score_given(loaded: LoadedSpec, platform: Platform, given: str, output: Path) -> ScoreOutcome:
+    """Score a file."""
+    return score_file(loaded, platform, given, output)
+
+
+@task(name="score everyone", cache_policy=NO_CACHE)
+def score_current(
+    loaded: LoadedSpec, platform: Platform, as_of: datetime | None, output: Path | None
+) -> ScoreOutcome:
+    """Build features for one moment from the newest valid data, and score them."""
+    champion = require_champion(platform, loaded.name, standing_champion(platform, loaded.name))
+    silver = newest_tables(loaded, platform)
+    snapshot = build_features(loaded, platform, silver, clock_of(loaded, as_of))
+    return score_snapshot(
+        loaded, platform, snapshot, output or default_output(platform, loaded.name, snapshot, champion)
+    )
+
+
+def newest_tables(loaded: LoadedSpec, platform: Platform) -> dict[str, Snapshot]:
+    """The newest valid version of each source's table.
+
+    Raises:
+        BadInputError: a table has never been ingested.
+    """
+    found = {}
+    for name in loaded.spec.sources:
+        snapshot = platform.tables.latest(platform.table("silver", loaded.name, name))
+        if snapshot is None:
+            raise BadInputError(
+                f"table {name!r} of {loaded.name} has no data yet; train first, or give --input"
+            )
+        found[name] = snapshot
+    return found
+
+
+@flow(name="score", flow_run_name="{model} · score · {env}", description=__doc__)
+def score(
+    model: Annotated[
+        str, Field(description="A model under deployments/models, or the path of a model.yaml.")
+    ],
+    env: Annotated[str, Field(description="An environment under deployments/environments.")] = "dev",
+    input: Annotated[str | None, Field(description="A csv, Parquet or Delta file of model inputs.")] = None,  # noqa: A002
+    output: Annotated[str | None, Field(description="Where the scores go: .csv or .parquet.")] = None,
+    as_of: Annotated[datetime | None, Field(description="Without input: score everyone as of then.")] = None,
+) -> ScoreOutcome:
+    """Score a batch with the champion, in chunks, resumably, and never over an earlier output.
+
+    Raises:
+        BadInputError: no champion, unreadable input, too many invalid rows, or an output that is of something else.
+    """
+    loaded, platform = prepare(model, env)
+    if input is not None:
+        if output is None:
+            raise BadInputError("--output is needed with --input")
+        outcome = score_given(loaded, platform, input, Path(output))
+    else:
+        outcome = score_current(loaded, platform, as_of, Path(output) if output else None)
+    publish_links(loaded.name, {"scores": outcome.output})
+    return outcome

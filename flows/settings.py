@@ -1,0 +1,50 @@
+"""Settings of the libraries underneath, made before they are imported: quiet, local, and no telemetry."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from platforms.local import home
+
+
+def settle(verbose: bool = False) -> None:
+    """Set what is not set yet; what the user's environment says stays.
+
+    Prefect's database is kept in a folder of this project's own, since another version's cannot be read.
+    """
+    chosen = {
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_LOGGING_LEVEL": "DEBUG" if verbose else "ERROR",
+        "PREFECT_HOME": str(home() / "prefect"),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if verbose else "CRITICAL",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    if not verbose:
+        warnings.filterwarnings("ignore", module=r"(mlflow|sklearn|skops)\..*")
+        for name in ("mlflow", "alembic", "prefect"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def settled_flows() -> Iterator[None]:
+    """Without a server of the user's own there is nobody to tell that a run is alive, so no heartbeat is sent.
+
+    Ending the thread that sends them costs each flow a second.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield

@@ -1,0 +1,95 @@
+"""Train: raw data to a registered challenger, or to a refusal that says why."""
+
+from datetime import datetime
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from deployments.spec import FEATURES
+from flows.prepare import chosen_sources, prepare
+from flows.runners import task_runner
+from tasks import steps
+from tasks.champion import standing_champion
+from tasks.conclude import find_outcome
+from tasks.features import clock_of
+from tasks.outcome import GatesRefusedError, TrainOutcome
+from tasks.train import check_candidates
+from tasks.verdict import Verdict
+
+
+@flow(name="train", flow_run_name="{model} · train · {env}", description=__doc__)
+def train(
+    model: Annotated[
+        str, Field(description="A model under deployments/models, or the path of a model.yaml.")
+    ],
+    env: Annotated[str, Field(description="An environment under deployments/environments.")] = "dev",
+    source: Annotated[str | None, Field(description="Read this PATH (or TABLE=PATH) instead.")] = None,
+    as_of: Annotated[datetime | None, Field(description="Look from this moment; now by default.")] = None,
+    force: Annotated[bool, Field(description="Train again though nothing has changed.")] = False,
+) -> TrainOutcome:
+    """Ingest, validate, build features, split, train, evaluate, gate and register.
+
+    Raises:
+        BadInputError: spec, environment or data are not what they must be.
+        GatesRefusedError: a gate did not pass; nothing was proposed.
+    """
+    loaded, platform = prepare(model, env)
+    check_candidates(loaded, platform)
+    clock, standing = clock_of(loaded, as_of), standing_champion(platform, loaded.name)
+
+    bronze = {
+        name: steps.ingest(loaded, platform, name, place)
+        for name, place in chosen_sources(loaded, source).items()
+    }
+    tables = [
+        steps.validate(loaded, platform, name, table, standing, clock) for name, table in bronze.items()
+    ]
+    steps.contract(loaded, platform, tables)
+    silver = {table.table: table.silver for table in tables if table.silver is not None}
+    gold = steps.features(loaded, platform, silver, clock)
+    if loaded.sql is not None:
+        tables.append(steps.validate(loaded, platform, FEATURES, gold, standing, clock))
+        steps.contract(loaded, platform, tables)
+        gold = tables[-1].silver or gold
+    parts = steps.split(loaded, platform, gold)
+
+    outcome = None if force else find_outcome(loaded, platform, gold, clock, standing)
+    if outcome is None:
+        run = steps.open_training(loaded, platform, gold, parts, silver, clock, force)
+        with task_runner(platform.environment) as runner:
+            competing = [
+                runner.submit(
+                    steps.candidate_task,
+                    {
+                        "loaded": loaded,
+                        "platform": platform,
+                        "run": run,
+                        "development": parts.development,
+                        "candidate": candidate,
+                    },
+                )
+                for candidate in loaded.spec.training.candidates
+            ]
+            results = [future.result() for future in competing]
+        leaderboard, trained = steps.winner(loaded, platform, run, parts.development, results)
+        evaluation = steps.evaluate(loaded, platform, run, trained, parts, standing)
+        gates, version = steps.gate(loaded, platform, run, evaluation), None
+        if gates.verdict is Verdict.PASS:
+            version, gates = steps.register(loaded, platform, run, trained, tables, gold, gates)
+        outcome = steps.report(
+            loaded,
+            platform,
+            run,
+            tables=tables,
+            gold=gold,
+            parts=parts,
+            leaderboard=leaderboard,
+            trained=trained,
+            evaluation=evaluation,
+            gates=gates,
+            version=version,
+        )
+    if outcome.verdict is not Verdict.PASS:
+        raise GatesRefusedError(outcome)
+    return outcome

@@ -1,0 +1,53 @@
+"""`python -m tasks.fresh_load`: load a registered version in a process of its own and answer its input example.
+
+Reads one JSON object from standard input, writes one line of JSON with `scores` and `predictions`.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> int:
+    """Answer the question on standard input; a reason on standard error and exit code 1 where that fails."""
+    import mlflow
+    import numpy as np
+    from mlflow import MlflowClient
+    from mlflow.models import Model
+
+    from deployments.errors import ContenderError
+    from tasks import model_file
+
+    asked = json.load(sys.stdin)
+    mlflow.set_tracking_uri(asked["tracking_uri"])
+    mlflow.set_registry_uri(asked["registry_uri"])
+    client = MlflowClient(asked["tracking_uri"], asked["registry_uri"])
+    location = client.get_model_version_download_uri(asked["name"], asked["version"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=folder))
+        try:
+            model = model_file.load_model(
+                path / model_file.SKOPS_FILE,
+                digest=asked["digest"],
+                allowed_packages=asked["allowed_packages"],
+            )
+        except ContenderError as error:
+            print(error, file=sys.stderr)
+            return 1
+        described = Model.load(str(path))
+        example = described.load_input_example(str(path))
+        served = mlflow.pyfunc.load_model(str(path))
+        predictions = np.asarray(served.predict(example)).tolist()
+    positive = (described.metadata or {}).get("contender", {}).get("positive")
+    scores = model.predict(example)
+    if hasattr(model, "predict_proba"):
+        probabilities = model.predict_proba(example)
+        places = [place for place, label in enumerate(model.classes_) if str(label) == positive]
+        scores = probabilities[:, places[0]] if places else probabilities.max(axis=1)
+    print(json.dumps({"scores": [float(value) for value in scores], "predictions": predictions}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The stages as Prefect tasks: thin, and exchanging references only.
+
+Each calls the pure function of its stage and shows what came out in the Prefect UI. A task that failed for
+reasons of its surroundings is tried again; one that was refused (bad data, a gate, a budget) is not.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deployments.errors import ContenderError
+from deployments.source import Source
+from deployments.spec import FEATURES, LoadedSpec
+from deployments.training import Candidate
+from platforms.platform import Platform
+from platforms.snapshot import Snapshot
+from tasks import publish
+from tasks.champion import Standing, TrainingSnapshots, reference_snapshots
+from tasks.conclude import check_contract, conclude, version_tags
+from tasks.evaluate import Evaluation, evaluate_challenger
+from tasks.features import build_training_features
+from tasks.gate import GateReport, judge
+from tasks.ingest import ingest_table
+from tasks.outcome import TrainOutcome
+from tasks.register import (
+    INTEGRATION,
+    Version,
+    integration_gate,
+    record_refusal,
+    register_version,
+    settle,
+)
+from tasks.split import Development, Parts, split_table
+from tasks.tracking import Tracking
+from tasks.train import (
+    CandidateResult,
+    Leaderboard,
+    TrainedModel,
+    TrainingRun,
+    open_run,
+    rank,
+    train_candidate,
+    train_winner,
+)
+from tasks.validate import TableResult, validate_table
+from tasks.verdict import Verdict
+
+
+def worth_trying_again(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a failed task may succeed unchanged: refusals never do."""
+    try:
+        state.result()
+    except ContenderError:
+        return False
+    except Exception:  # noqa: BLE001 - whatever else it was, Prefect tries again and then fails the run
+        return True
+    return False
+
+
+_STEP: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 2,
+    "retry_delay_seconds": [1, 5],
+    "retry_condition_fn": worth_trying_again,
+}
+
+
+@task(name="ingest", task_run_name="ingest {name}", **_STEP)
+def ingest(loaded: LoadedSpec, platform: Platform, name: str, source: Source) -> Snapshot:
+    """One source as a bronze snapshot."""
+    return ingest_table(loaded, platform, name, source)
+
+
+@task(name="validate", task_run_name="validate {name}", **_STEP)
+def validate(
+    loaded: LoadedSpec, platform: Platform, name: str, bronze: Snapshot, standing: Standing, clock: datetime
+) -> TableResult:
+    """One table against its contract, and against what the champion was trained on."""
+    contract = loaded.spec.training_contract if name == FEATURES else loaded.spec.contract[name]
+    reference = reference_snapshots(platform, standing).get(name)
+    return validate_table(
+        contract, platform, model=loaded.name, table=name, bronze=bronze, reference=reference, clock=clock
+    )
+
+
+@task(name="features", **_STEP)
+def features(
+    loaded: LoadedSpec, platform: Platform, silver: dict[str, Snapshot], as_of: datetime
+) -> Snapshot:
+    """The gold table to train and evaluate on."""
+    return build_training_features(loaded, platform, silver, as_of)
+
+
+@task(name="split", **_STEP)
+def split(loaded: LoadedSpec, platform: Platform, gold: Snapshot) -> Parts:
+    """Train, validation and holdout, each a table of its own."""
+    return split_table(loaded, platform, gold)
+
+
+@task(name="candidate", task_run_name="candidate {candidate.name}", **_STEP)
+def candidate_task(
+    loaded: LoadedSpec, platform: Platform, run: TrainingRun, development: Development, candidate: Candidate
+) -> CandidateResult:
+    """One candidate's search and its score on the validation part."""
+    return train_candidate(loaded, platform, run, development, candidate)
+
+
+@task(name="train", **_STEP)
+def winner(
+    loaded: LoadedSpec,
+    platform: Platform,
+    run: TrainingRun,
+    development: Development,
+    results: Sequence[CandidateResult],
+) -> tuple[Leaderboard, TrainedModel]:
+    """The leaderboard, and its best refitted, saved and logged."""
+    leaderboard = rank(loaded, list(results))
+    publish.publish_leaderboard(loaded.name, leaderboard)
+    return leaderboard, train_winner(loaded, platform, run, development, leaderboard)
+
+
+@task(name="evaluate", **_STEP)
+def evaluate(
+    loaded: LoadedSpec,
+    platform: Platform,
+    run: TrainingRun,
+    trained: TrainedModel,
+    parts: Parts,
+    standing: Standing,
+) -> Evaluation:
+    """The one look at the holdout, for challenger and champion."""
+    evaluation = evaluate_challenger(
+        loaded, platform, run, trained, parts.development, parts.holdout, standing
+    )
+    publish.publish_metrics(loaded.name, evaluation)
+    return evaluation
+
+
+@task(name="gate", **_STEP)
+def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: Evaluation) -> GateReport:
+    """Every gate that needs no registered artifact."""
+    report = judge(loaded.spec.gates, evaluation)
+    standing = Tracking(platform).document(run.run_id, "gates", GateReport)
+    if standing is not None and standing.results[: len(report.results)] == report.results:
+        report = standing
+    if report.verdict is not Verdict.PASS:
+        record_refusal(loaded, platform, run, report)
+    Tracking(platform).save_document(run.run_id, "gates", report)
+    publish.publish_gates(loaded.name, report)
+    return report
+
+
+@task(name="register", **_STEP)
+def register(
+    loaded: LoadedSpec,
+    platform: Platform,
+    run: TrainingRun,
+    trained: TrainedModel,
+    tables: Sequence[TableResult],
+    gold: Snapshot,
+    report: GateReport,
+) -> tuple[Version, GateReport]:
+    """A version, the last gate on it, and the alias `challenger` where all passed."""
+    tags = version_tags(loaded, platform, run, tables, gold, trained)
+    version = register_version(loaded, platform, run, trained, tags)
+    if report.results[-1].gate != INTEGRATION:
+        report = report.plus(integration_gate(platform, version, trained))
+        Tracking(platform).save_document(run.run_id, "gates", report)
+    publish.publish_gates(loaded.name, report)
+    return settle(loaded, platform, run, version, report), report
+
+
+@task(name="contract", **_STEP)
+def contract(loaded: LoadedSpec, platform: Platform, results: Sequence[TableResult]) -> str:
+    """All tables' findings as an artifact and a page; stops where one is broken."""
+    publish.publish_contract(loaded.name, results)
+    return check_contract(loaded, platform, results)
+
+
+@task(name="open run", **_STEP)
+def open_training(
+    loaded: LoadedSpec,
+    platform: Platform,
+    gold: Snapshot,
+    parts: Parts,
+    silver: dict[str, Snapshot],
+    as_of: datetime,
+    force: bool,
+) -> TrainingRun:
+    """The MLflow run of this training, with what it was trained on."""
+    run = open_run(loaded, platform, gold, parts, as_of, force)
+    Tracking(platform).save_document(
+        run.run_id, "snapshots", TrainingSnapshots(tables={**silver, FEATURES: gold})
+    )
+    return run
+
+
+@task(name="report", **_STEP)
+def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: Any) -> TrainOutcome:
+    """Pages, evidence bundle and outcome."""
+    outcome = conclude(loaded, platform, run, **found)
+    links = {
+        "training report": outcome.reports.training,
+        "contract report": outcome.reports.contract,
+        "MLflow run": f"{run.run_id} at {platform.mlflow.tracking_uri}",
+    }
+    publish.publish_links(loaded.name, links)
+    return outcome

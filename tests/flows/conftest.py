@@ -1,0 +1,132 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+from sklearn import datasets
+
+ROOT = Path(__file__).resolve().parents[2]
+TELCO = ROOT.parent / "shared" / "data" / "telco-churn.csv"
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    """A real Prefect server for the whole session; yields its address."""
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield PREFECT_API_URL.value()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A data root of the test's own."""
+    path = tmp_path / "home"
+    monkeypatch.setenv("CONTENDER_HOME", str(path))
+    return path
+
+
+KINDS = {
+    "binary": (datasets.load_breast_cancer, "sklearn.linear_model.LogisticRegression", "roc_auc", {"min": 0.9}),
+    "multiclass": (datasets.load_wine, "sklearn.linear_model.LogisticRegression", "accuracy", {"min": 0.8}),
+    "regression": (datasets.load_diabetes, "sklearn.linear_model.Ridge", "r2", {"min": 0.2}),
+}
+METRICS = {
+    "binary": ["roc_auc", "log_loss", "brier", "f1"],
+    "multiclass": ["accuracy", "log_loss", "f1_macro", "roc_auc_ovr"],
+    "regression": ["r2", "mae", "rmse"],
+}
+
+
+@pytest.fixture
+def make_model(tmp_path):
+    """Writes a model.yaml and a csv from one of scikit-learn's bundled data sets; returns the spec's path."""
+
+    def make(kind="binary", change=None, rows=None):
+        load, estimator, metric, threshold = KINDS[kind]
+        frame = load(as_frame=True).frame.rename(columns=lambda name: name.replace(" ", "_").replace("/", "_"))
+        frame = frame.iloc[:rows].reset_index(names="id")
+        features = [name for name in frame.columns if name not in {"id", "target"}]
+        folder = tmp_path / f"{kind}_model"
+        folder.mkdir(exist_ok=True)
+        frame.to_csv(folder / "data.csv", index=False)
+        params = {"max_iter": 500} if kind != "regression" else {}
+        space = {"C": [0.1, 1.0]} if kind != "regression" else {"alpha": [0.1, 1.0]}
+        spec = {
+            "name": f"{kind}_model",
+            "governance": {"owner": "tests", "purpose": "To be tested."},
+            "target": {"kind": kind, "column": "target"} | ({"positive": 1} if kind == "binary" else {}),
+            "sources": {"rows": {"kind": "csv", "path": "data.csv"}},
+            "contract": {
+                "rows": {
+                    "unique": [["id"]],
+                    "columns": {"id": {"type": "integer"}}
+                    | {name: {"type": "number"} for name in features}
+                    | {"target": {"type": "number" if kind == "regression" else "integer"}},
+                }
+            },
+            "features": {"entity": ["id"], "numeric": features},
+            "split": {"kind": "random", "holdout": 0.25, "validation": 0.2, "min_rows": 20},
+            "training": {
+                "metric": metric,
+                "folds": 3,
+                "candidates": [
+                    {
+                        "name": "linear",
+                        "estimator": estimator,
+                        "params": params,
+                        "search": {"kind": "grid", "space": space},
+                    },
+                    {
+                        "name": "tree",
+                        "estimator": "sklearn.tree.DecisionTree" + ("Regressor" if kind == "regression" else "Classifier"),
+                        "params": {"max_depth": 3},
+                    },
+                ],
+            },
+            "evaluation": {"metrics": METRICS[kind], "bootstrap": 200},
+            "gates": [
+                {"kind": "metric", "metric": metric, **threshold},
+                {"kind": "champion", "metric": metric, "margin": 0.05, "min_rows": 30},
+                {"kind": "size", "max_megabytes": 10},
+            ],
+        }
+        if change is not None:
+            change(spec)
+        path = folder / "model.yaml"
+        path.write_text(yaml.safe_dump(spec, sort_keys=False))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def command_line(home, prefect_server, tmp_path):
+    """Runs `python -m flows.run …` in a process of its own, against the session's server."""
+
+    def run(*arguments, program=("-m", "flows.run"), cwd=None, timeout=240, **environment):
+        done = subprocess.run(
+            [sys.executable, *program, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd or ROOT,
+            env={
+                **os.environ,
+                "CONTENDER_HOME": str(home),
+                "PREFECT_API_URL": prefect_server,
+                "PREFECT_HOME": str(tmp_path / "prefect"),
+                **environment,
+            },
+            check=False,
+        )
+        done.json = lambda: json.loads(done.stdout)
+        return done
+
+    return run

@@ -1,0 +1,62 @@
+import signal
+from pathlib import Path
+
+import pytest
+
+from deployments.environment import load_environment
+from platforms import platform_for
+from tasks.evidence import bundles, verify_bundle
+from tasks.register import ledger_of
+from tasks.tracking import Tracking
+
+pytestmark = pytest.mark.slow
+
+KILLER = Path(__file__).with_name("kill_after.py")
+TASKS = 14
+"""Tasks of a whole run of a one-table model: ingest, validate, contract, split, open run, two candidates, train,
+evaluate, gate, register, report, promote, score."""
+
+
+def test_a_run_killed_after_every_task_in_turn_ends_like_one_that_was_not(command_line, make_model, home, tmp_path):
+    model = make_model("binary")
+    undisturbed = command_line("run", "--model", model, "--json", CONTENDER_HOME=str(tmp_path / "undisturbed"))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    for place in range(1, TASKS + 1):
+        killed = command_line(place, "run", "--model", model, program=(KILLER,))
+        assert killed.returncode == -signal.SIGKILL, f"task {place} was not there to be killed: {killed.stderr}"
+    finished = command_line("run", "--model", model, "--json")
+
+    assert finished.returncode == 0, finished.stderr
+    expected, found = undisturbed.json(), finished.json()
+    assert found["trained"]["trained"]["digest"] == expected["trained"]["trained"]["digest"]
+    assert found["trained"]["evaluation"]["metrics"] == expected["trained"]["evaluation"]["metrics"]
+    assert found["trained"]["gold"]["digest"] == expected["trained"]["gold"]["digest"]
+    assert found["champion"]["version"] == expected["champion"]["version"] == "1"
+    assert found["scored"]["mean_score"] == expected["scored"]["mean_score"]
+    _assert_nothing_is_doubled(home)
+
+
+def _assert_nothing_is_doubled(home):
+    environment = load_environment("dev")
+    platform = platform_for(environment)
+    client = Tracking(platform).client
+    name = platform.registered_model("binary_model")
+    experiment = client.get_experiment_by_name(platform.experiment("binary_model"))
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags.get("contender.candidate", "parent") for run in runs) == ["linear", "parent", "tree"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert [version.version for version in client.search_model_versions(f"name = '{name}'")] == [1]
+    assert dict(client.get_registered_model(name).aliases) == {"champion": "1"}
+    for layer in ("bronze", "silver"):
+        snapshot = platform.tables.latest(platform.table(layer, "binary_model", "rows"))
+        assert snapshot.version == 0
+    ledger = ledger_of(platform)
+    assert ledger.verify().ok
+    assert [entry.event for entry in ledger.entries()] == [
+        "model.registered",
+        "evidence.written",
+        "promotion.started",
+        "model.promoted",
+    ]
+    assert [verify_bundle(platform, folder) for folder in bundles(platform)] == [()]
