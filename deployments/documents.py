@@ -70,10 +70,11 @@ def parse_document(text: str, model: type[M], source: str) -> M:
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 60
 
+
 class _Loader(yaml.SafeLoader):
     """Resolves plain scalars by `SCALARS` alone; PyYAML's own rules are those of YAML 1.1."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own class attribute, filled just below)
+    yaml_implicit_resolvers = {}  # filled just below
 
 
 for _name, (_pattern, _first) in SCALARS.items():

@@ -48,10 +48,17 @@ class Features(Declared):
         None, description="A DuckDB query file beside model.yaml, with the parameter $as_of."
     )
     entity: tuple[str, ...] = Field(min_length=1, description="The key of one row: who or what is predicted.")
-    numeric: Annotated[NumericFeatures, BeforeValidator(_columns_alone)] = NumericFeatures()
-    categorical: Annotated[CategoricalFeatures, BeforeValidator(_columns_alone)] = CategoricalFeatures()
+    numeric: Annotated[
+        NumericFeatures, BeforeValidator(_columns_alone, json_schema_input_type=NumericFeatures | list[str])
+    ] = NumericFeatures()
+    categorical: Annotated[
+        CategoricalFeatures,
+        BeforeValidator(_columns_alone, json_schema_input_type=CategoricalFeatures | list[str]),
+    ] = CategoricalFeatures()
     boolean: tuple[str, ...] = ()
-    dates: Annotated[DateFeatures, BeforeValidator(_columns_alone)] = DateFeatures()
+    dates: Annotated[
+        DateFeatures, BeforeValidator(_columns_alone, json_schema_input_type=DateFeatures | list[str])
+    ] = DateFeatures()
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import Field
 
 from deployments.declared import Declared
+from flows.prepare import prepare, run_name
 from flows.promote import promote
 from flows.score import score
 from flows.train import train
@@ -23,7 +24,7 @@ class LifecycleOutcome(Declared):
     scored: ScoreOutcome
 
 
-@flow(name="lifecycle", flow_run_name="{model} · lifecycle · {env}", description=__doc__)
+@flow(name="lifecycle", flow_run_name=run_name("lifecycle"), description=__doc__)
 def lifecycle(
     model: Annotated[
         str, Field(description="A model under deployments/models, or the path of a model.yaml.")
@@ -38,8 +39,6 @@ def lifecycle(
     """
     trained = train(model, env, source)
     assert trained.version is not None
-    from flows.prepare import prepare
-
     _, platform = prepare(model, env)
     champion = current(platform, trained.version)
     if CHAMPION not in champion.aliases:

@@ -1,6 +1,7 @@
 """What every flow begins with: the model's spec, the environment, its platform, and the sources to read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deployments.environment import load_environment
@@ -9,6 +10,20 @@ from deployments.source import Source, source_at
 from deployments.spec import LoadedSpec, load_spec
 from platforms import platform_for
 from platforms.platform import Platform
+
+
+def run_name(flow: str) -> Callable[[], str]:
+    """How a flow's runs are called in the UI: model, flow, environment and day."""
+
+    def name() -> str:
+        from prefect.runtime import flow_run
+
+        parameters = flow_run.parameters
+        model = Path(str(parameters["model"]))
+        shown = model.parent.name if model.suffix in {".yaml", ".yml"} else model.name
+        return f"{shown} · {flow} · {parameters['env']} · {datetime.now(UTC):%Y-%m-%d}"
+
+    return name
 
 
 def prepare(model: str, env: str) -> tuple[LoadedSpec, Platform]:

@@ -6,7 +6,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from flows.prepare import prepare
+from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from tasks import register
 from tasks.champion import ChampionMissing, ChampionRef, version_ref
@@ -19,7 +19,7 @@ def promote_version(platform: Platform, model: str, ref: ChampionRef) -> Version
     return register.promote(platform, model, ref)
 
 
-@flow(name="promote", flow_run_name="{model} · promote · {env}", description=__doc__)
+@flow(name="promote", flow_run_name=run_name("promote"), description=__doc__)
 def promote(
     model: Annotated[
         str, Field(description="A model under deployments/models, or the path of a model.yaml.")

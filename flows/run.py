@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.exceptions import TyperException
 
 from deployments.errors import BadInputError, ContenderError
 from flows.settings import settle, settled_flows
@@ -30,7 +29,7 @@ R = TypeVar("R")
 app = typer.Typer(
     name="contender",
     help="Take a model from raw data to a gated, registered champion.",
-    epilog="Exit codes: 0 done or nothing to do, 1 something broke, 2 bad input or spec, 3 a gate or promotion refused.",
+    epilog="Exit codes: 0 done or nothing to do, 1 broken, 2 bad input or spec, 3 a gate or promotion refused.",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     no_args_is_help=False,
@@ -355,13 +354,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flows import console
 
     try:
-        code = app(args=arguments, standalone_mode=False)
+        app(args=arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except ContenderError as error:
         return _refused(error)
-    except TyperException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         console.show_error("interrupted; run the same command again to carry on")
         return 130
     except Exception as error:  # noqa: BLE001 - the last stop: whatever broke, say it and end with 1
@@ -370,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = str(error).strip().splitlines() or [""]
         console.show_error(f"{type(error).__name__}: {said[0]} (run with --verbose for the traceback)")
         return 1
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 if __name__ == "__main__":

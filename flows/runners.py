@@ -11,7 +11,8 @@ def task_runner(environment: Environment) -> TaskRunner[Any]:
     """Threads, processes or a Dask cluster."""
     config = environment.task_runner
     if isinstance(config, ProcessRunner):
-        return ProcessPoolTaskRunner(max_workers=config.workers)
+        runner: TaskRunner[Any] = ProcessPoolTaskRunner(max_workers=config.workers)
+        return runner
     if isinstance(config, DaskRunner):
         from prefect_dask import DaskTaskRunner
 

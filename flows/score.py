@@ -10,7 +10,7 @@ from pydantic import Field
 
 from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
-from flows.prepare import prepare
+from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks.champion import standing_champion
@@ -55,7 +55,7 @@ def newest_tables(loaded: LoadedSpec, platform: Platform) -> dict[str, Snapshot]
     return found
 
 
-@flow(name="score", flow_run_name="{model} · score · {env}", description=__doc__)
+@flow(name="score", flow_run_name=run_name("score"), description=__doc__)
 def score(
     model: Annotated[
         str, Field(description="A model under deployments/models, or the path of a model.yaml.")

@@ -7,7 +7,7 @@ from prefect import flow
 from pydantic import Field
 
 from deployments.spec import FEATURES
-from flows.prepare import chosen_sources, prepare
+from flows.prepare import chosen_sources, prepare, run_name
 from flows.runners import task_runner
 from tasks import steps
 from tasks.champion import standing_champion
@@ -18,7 +18,7 @@ from tasks.train import check_candidates
 from tasks.verdict import Verdict
 
 
-@flow(name="train", flow_run_name="{model} · train · {env}", description=__doc__)
+@flow(name="train", flow_run_name=run_name("train"), description=__doc__)
 def train(
     model: Annotated[
         str, Field(description="A model under deployments/models, or the path of a model.yaml.")
@@ -54,7 +54,7 @@ def train(
         gold = tables[-1].silver or gold
     parts = steps.split(loaded, platform, gold)
 
-    outcome = None if force else find_outcome(loaded, platform, gold, clock, standing)
+    outcome = None if force else find_outcome(loaded, platform, gold, standing)
     if outcome is None:
         run = steps.open_training(loaded, platform, gold, parts, silver, clock, force)
         with task_runner(platform.environment) as runner:

@@ -73,13 +73,13 @@ def version_ref(platform: Platform, model: str, number: str) -> ChampionRef | Ch
         found = Tracking(platform).client.get_model_version(name, number)
     except MlflowException:
         return ChampionMissing(f"{name} version {number} cannot be read from the registry")
-    digest = found.tags.get(f"{TAG}model_digest")
-    if not digest or not found.run_id or not found.model_id:
+    digest, model_id = (found.tags.get(f"{TAG}{name}") for name in ("model_digest", "model_id"))
+    if not digest or not found.run_id or not model_id:
         return ChampionMissing(
             f"{name} version {number} was not registered by Contender: its model digest is missing"
         )
     return ChampionRef(
-        name=name, version=str(number), run_id=found.run_id, model_id=found.model_id, digest=digest
+        name=name, version=str(number), run_id=found.run_id, model_id=model_id, digest=digest
     )
 
 

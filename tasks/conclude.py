@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from deployments.spec import LoadedSpec
@@ -25,7 +24,7 @@ from tasks.verdict import Verdict, overall
 
 
 def find_outcome(
-    loaded: LoadedSpec, platform: Platform, gold: Snapshot, as_of: datetime, standing: Standing
+    loaded: LoadedSpec, platform: Platform, gold: Snapshot, standing: Standing
 ) -> TrainOutcome | None:
     """The outcome of an earlier, finished run of the same training, if it still holds.
 
@@ -33,7 +32,7 @@ def find_outcome(
     compared with (or the absence of one) still stands.
     """
     tracking = Tracking(platform)
-    key = training_key(loaded, platform, gold, as_of, code_version())
+    key = training_key(loaded, platform, gold, code_version())
     done = {f"{TAG}training_key": key, f"{TAG}state": "done"}
     found = tracking.find_run(tracking.experiment(loaded.name), done)
     outcome = tracking.document(found.info.run_id, "outcome", TrainOutcome) if found else None

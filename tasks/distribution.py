@@ -46,7 +46,7 @@ def _as_numbers(sample: pd.Series) -> np.ndarray | None:
     if pd.api.types.is_bool_dtype(sample):
         return None
     if pd.api.types.is_datetime64_any_dtype(sample):
-        return sample.dt.as_unit("us").astype("int64").to_numpy(dtype=float)
+        return np.asarray(sample.dt.as_unit("us").astype("int64"), dtype=float)
     return sample.to_numpy(dtype=float) if pd.api.types.is_numeric_dtype(sample) else None
 
 

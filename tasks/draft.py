@@ -24,6 +24,7 @@ from tasks.proposal import LISTED_SHARE, LISTED_VALUES, Proposal, enumerated, is
 from tasks.survey import Column, survey
 
 _WIDTH = 108
+_MANY_ROWS = 2000
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -137,7 +138,7 @@ def _target(proposal: Proposal) -> list[str]:
         lines += _comment(f"Seen: {_range(target.column)}.")
     else:
         common = sorted(target.classes.items(), key=lambda item: -item[1])
-        shares = enumerated(f"{value} {count / target.rows:.1%}" for value, count in common)
+        shares = enumerated(f"{value} ({_share(count / target.rows)})" for value, count in common)
         lines += _comment(f"Seen: {shares}.")
     settings = [("kind", target.kind.value), ("column", _scalar(target.column.name))]
     if target.positive is not None:
@@ -170,7 +171,7 @@ def _contract(proposal: Proposal, table: str) -> list[str]:
         f"  {_scalar(table)}:",
         f"    rows: {{min: {max(1, found.rows // 2)}}}   # seen: {found.rows:,}",
     ]
-    if key.is_unique:
+    if key.is_unique and key.is_identifier:
         lines += _listing("unique", [f"[{', '.join(map(_scalar, key.columns))}]"], 4)
     if key.others:
         lines += _comment(f"All different too: {enumerated(key.others)}.", 4)
@@ -222,7 +223,7 @@ def _column(proposal: Proposal, column: Column) -> tuple[_Settings, str]:
         complete = math.floor((0.99 - 1.5 * column.missing / column.rows) * 100) / 100
         settings.append(("nullable", "true"))
         settings += [("min_completeness", f"{complete:g}")] if complete > 0 else []
-        said.append(f"{column.missing / column.rows:.2%} empty")
+        said.append(f"{_share(column.missing / column.rows)} empty")
     return settings, ", ".join(said)
 
 
@@ -233,7 +234,7 @@ def _features(proposal: Proposal) -> list[str]:
         sharing = f"{key.rows:,} rows have {key.groups:,} different keys"
         lines += _comment(f"Nothing tells all rows apart ({sharing}): an identifier is needed.", 2)
     elif not key.is_identifier:
-        lines += _comment("Only together these tell rows apart; an identifier would be better.", 2)
+        lines += _comment("These happen to tell rows apart; an identifier is better.", 2)
     lines += _listing("entity", map(_scalar, key.columns), 2)
     if features["numeric"]:
         lines += ["  numeric:", *_listing("columns", map(_scalar, features["numeric"]), 4)]
@@ -259,12 +260,14 @@ def _features(proposal: Proposal) -> list[str]:
 
 def _shares(proposal: Proposal) -> tuple[float, float]:
     """Holdout and validation: larger shares of fewer rows."""
-    return (0.2, 0.15) if proposal.target.rows >= 200 else (0.25, 0.2)
+    return (0.2, 0.15) if proposal.target.rows >= 300 else (0.25, 0.25)
 
 
 def _split(proposal: Proposal) -> list[str]:
-    holdout, validation = _shares(proposal)
-    least = max(10, min(100, int(0.8 * validation * proposal.target.rows)))
+    target, (holdout, validation) = proposal.target, _shares(proposal)
+    # Each row is drawn by itself, and hardly ever do so few as four deviations below a part's share fall into it.
+    expected = validation * target.rows
+    least = max(10, min(100, int(expected - 4 * math.sqrt(expected * (1 - validation)))))
     lines = []
     if proposal.time is not None:
         lines += _comment(
@@ -272,6 +275,10 @@ def _split(proposal: Proposal) -> list[str]:
         )
     for name in proposal.groupings[:1]:
         lines += _comment(f"If rows that share it are alike: {{kind: group, column: {_scalar(name)}}}")
+    if target.classes and target.rarest * validation < 5:
+        lines += _comment(
+            f"The rarest class has {target.rarest:,} rows: a part that gets none of them is refused."
+        )
     settings = (
         f"kind: random, holdout: {holdout}, validation: {validation}, min_rows: {least}, seed: 20250101"
     )
@@ -280,43 +287,55 @@ def _split(proposal: Proposal) -> list[str]:
 
 def _training(proposal: Proposal) -> list[str]:
     target = proposal.target
-    regression, few = target.kind is TaskKind.REGRESSION, target.rows < 2000
     folds = max(2, min(5, int(target.rarest * 0.6)))  # a fold without one of the classes cannot be scored
     lines = ["training:", f"  metric: {_METRICS[target.kind][0]}", f"  folds: {folds}"]
     if target.kind is TaskKind.BINARY:
         lines.append("  threshold: {maximise: f1}")
-    lines.append("  candidates:")
-    if regression:
-        lines += [
-            "    - name: ridge",
-            "      estimator: sklearn.linear_model.Ridge",
-            "      search:",
-            "        kind: grid",
-            "        space: {alpha: [0.1, 1.0, 10.0]}",
-        ]
-    else:
-        lines += [
-            "    - name: logistic",
-            "      estimator: sklearn.linear_model.LogisticRegression",
-            "      params: {max_iter: 2000}",
-            "      search:",
-            "        kind: grid",
-            "        space: {C: [0.1, 1.0]}",
-        ]
-    return [
-        *lines,
-        "    - name: boosting",
-        f"      estimator: sklearn.ensemble.HistGradientBoosting{'Regressor' if regression else 'Classifier'}",
-        f"      params: {{max_iter: {60 if few else 100}, early_stopping: false}}",
-        "      search:",
-        "        kind: random",
-        "        iterations: 4",
-        "        space:",
-        "          learning_rate: {low: 0.03, high: 0.2, log: true}",
-        f"          max_leaf_nodes: {'[4, 8]' if few else '[8, 16, 31]'}",
-        f"          min_samples_leaf: {'[5, 15]' if few else '[20, 60]'}",
-    ]
+    lines += ["  candidates:", *(_RIDGE if target.kind is TaskKind.REGRESSION else _LOGISTIC)]
+    suffix = "Regressor" if target.kind is TaskKind.REGRESSION else "Classifier"
+    boosting = _BOOSTING_MANY if target.rows >= _MANY_ROWS else _BOOSTING_FEW
+    return lines + [line.replace("(kind)", suffix) for line in boosting]
 
+
+_RIDGE = """\
+    - name: ridge
+      estimator: sklearn.linear_model.Ridge
+      search:
+        kind: grid
+        space: {alpha: [0.1, 1.0, 10.0]}
+""".splitlines()
+_LOGISTIC = """\
+    - name: logistic
+      estimator: sklearn.linear_model.LogisticRegression
+      params: {max_iter: 2000}
+      search:
+        kind: grid
+        space: {C: [0.1, 1.0]}
+""".splitlines()
+_BOOSTING_FEW = """\
+    - name: boosting
+      estimator: sklearn.ensemble.GradientBoosting(kind)
+      params: {n_estimators: 60, subsample: 0.7}
+      search:
+        kind: random
+        iterations: 4
+        space:
+          learning_rate: {low: 0.03, high: 0.2, log: true}
+          max_depth: [2, 3]
+          min_samples_leaf: [5, 15]
+""".splitlines()
+_BOOSTING_MANY = """\
+    - name: boosting
+      estimator: sklearn.ensemble.HistGradientBoosting(kind)
+      params: {max_iter: 100, early_stopping: false}
+      search:
+        kind: random
+        iterations: 4
+        space:
+          learning_rate: {low: 0.03, high: 0.2, log: true}
+          max_leaf_nodes: [8, 16, 31]
+          min_samples_leaf: [20, 60]
+""".splitlines()
 
 _METRICS = {
     TaskKind.BINARY: (
@@ -342,7 +361,7 @@ def _evaluation(proposal: Proposal) -> list[str]:
 def _gates(proposal: Proposal) -> list[str]:
     target = proposal.target
     held = int(_shares(proposal)[0] * target.rows)
-    champion = f"test: non_inferiority, margin: 0.01, min_rows: {max(30, min(200, int(0.8 * held)))}"
+    champion = f"test: non_inferiority, margin: 0.01, min_rows: {max(30, min(200, int(0.6 * held)))}"
     lines = ["gates:", *_comment("What is good enough to be used? These are places to start from.", 2)]
     if target.kind is TaskKind.BINARY:
         assert target.positive is not None
@@ -351,7 +370,7 @@ def _gates(proposal: Proposal) -> list[str]:
         error = 0.05 if held >= 2000 else 0.08 if held >= 500 else 0.15
         lines += [
             "  - {kind: metric, metric: roc_auc, min: 0.65, on: bound}",
-            f"  - {{kind: metric, metric: brier, max: {blind}}}   # always answering {share:.1%} reaches this",
+            f"  - {{kind: metric, metric: brier, max: {blind}}}   # always answering {_share(share)} reaches this",
             f"  - {{kind: champion, metric: roc_auc, {champion}}}",
             f"  - {{kind: calibration, max_error: {error}}}",
             "  - {kind: overfit, metric: roc_auc, max_gap: 0.1}",
@@ -469,6 +488,10 @@ def _values(counts: Iterable[Scalar]) -> list[str]:
 
 def _range(column: Column, lead: str = "") -> str:
     return f"{lead}{_bound(column.low)} to {_bound(column.high)}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g} %"
 
 
 def _bound(value: object) -> str:

@@ -34,7 +34,8 @@ MOST_CHARACTERS = 5_000
 
 _TABLE_ROWS = (12, 8, 5, 3, 1)
 _CUT = "\n\n*Cut here; the report has the rest.*\n"
-_SPECIAL = re.compile(r"([\\`*\[\]<>|#~&])|(?<!\w)_|_(?!\w)")
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_SPECIAL = re.compile(r"[\\`*\[\]<>|#~&]|(?<!\w)_|_(?!\w)")
 
 
 def model_card(
@@ -70,8 +71,15 @@ def model_card(
 
 
 def plain(text: object) -> str:
-    """Text that Markdown takes literally, on one line."""
-    return _SPECIAL.sub(lambda found: f"\\{found.group()}", " ".join(str(text).split()))
+    """Text that Markdown takes literally, on one line.
+
+    Not every renderer takes a backslash before an angle bracket, so those are entities.
+    """
+
+    def literal(found: re.Match[str]) -> str:
+        return _ENTITIES.get(found.group(), f"\\{found.group()}")
+
+    return _SPECIAL.sub(literal, " ".join(str(text).split()))
 
 
 def _table(header: str, rows: Iterable[Sequence[str]], most: int) -> str:
@@ -100,7 +108,7 @@ def _details(trained: TrainedModel, evaluation: Evaluation) -> str:
         lines.append(f"- Size: {number(evaluation.megabytes)} MB")
     if evaluation.latency is not None:
         lines.append(f"- One row: p95 {number(evaluation.latency.p95_milliseconds)} ms")
-    return "\n".join(["## Model details", *lines])
+    return "\n".join(["## Model details\n", *lines])
 
 
 def _intended_use(spec: ModelSpec) -> str:
@@ -109,7 +117,7 @@ def _intended_use(spec: ModelSpec) -> str:
     note = f". {plain(governance.risk_note)}" if governance.risk_note else ""
     return "\n".join(
         [
-            "## Intended use",
+            "## Intended use\n",
             f"{plain(governance.purpose)}\n",
             f"- Owner: {plain(governance.owner)}",
             f"- Risk: {governance.risk}{note}",
@@ -138,7 +146,7 @@ def _data(spec: ModelSpec, parts: Parts, run: TrainingRun, most: int) -> str:
     how = f"{spec.split.kind} by {plain(by)}" if by else spec.split.kind
     return "\n\n".join(
         [
-            f"## Training and evaluation data\nAs of {run.as_of:%Y-%m-%d %H:%M} UTC; split: {how}.",
+            f"## Training and evaluation data\n\nAs of {run.as_of:%Y-%m-%d %H:%M} UTC; split: {how}.",
             _table("Part | Rows: | Snapshot | Target", rows, len(rows)),
         ]
     )
@@ -163,7 +171,7 @@ def _metrics(spec: ModelSpec, evaluation: Evaluation, most: int) -> str:
     confidence = declared(100 * spec.evaluation.confidence)
     return "\n\n".join(
         [
-            f"## Metrics\n{count(evaluation.rows)} holdout rows, seen once; {confidence}% bootstrap intervals.",
+            f"## Metrics\n\n{count(evaluation.rows)} holdout rows, seen once; {confidence}% bootstrap intervals.",
             _table("Metric | Holdout: | Interval: | Trained on:", rows, max(most, 5)),
         ]
     )
@@ -176,11 +184,11 @@ def _better(metric: str) -> str:
 def _champion(evaluation: Evaluation, most: int) -> str:
     compared, title = evaluation.comparison, "## Against the champion"
     if compared is None and evaluation.first_version:
-        return f"{title}\nFirst version: there is no champion to compare with."
+        return f"{title}\n\nFirst version: there is no champion to compare with."
     if compared is None:
-        return f"{title}\nThe champion was not scored."
+        return f"{title}\n\nThe champion was not scored."
     if compared.problem:
-        return f"{title}\nNot compared: {plain(compared.problem)}"
+        return f"{title}\n\nNot compared: {plain(compared.problem)}"
     rows = [
         (
             label(name),
@@ -194,7 +202,7 @@ def _champion(evaluation: Evaluation, most: int) -> str:
         f"Version {plain(compared.version)} on {count(compared.rows)} holdout rows that it was not trained on; "
         "a positive improvement is for the challenger."
     )
-    return f"{title}\n{intro}\n\n" + _table("Metric | Challenger: | Champion: | Improvement:", rows, most)
+    return f"{title}\n\n{intro}\n\n" + _table("Metric | Challenger: | Champion: | Improvement:", rows, most)
 
 
 def _slices(slices: Sequence[SliceResult], most: int) -> str:
@@ -266,14 +274,14 @@ def _gates(gates: GateReport, most: int) -> str:
 def _caveats(spec: ModelSpec) -> str:
     if not spec.governance.limits:
         return ""
-    return "\n".join(["## Caveats and limits", *(f"- {plain(limit)}" for limit in spec.governance.limits)])
+    return "\n".join(["## Caveats and limits\n", *(f"- {plain(limit)}" for limit in spec.governance.limits)])
 
 
 def _again(trained: TrainedModel, gates: GateReport, run: TrainingRun) -> str:
     state = " (not committed as it ran)" if run.code.dirty else ""
     return "\n".join(
         [
-            "## Reproducibility",
+            "## Reproducibility\n",
             f"- Run `{run.run_id}`, training key `{run.key}`",
             f"- Code `{run.code.commit or 'no commit'}`{state}, sha256 `{run.code.digest}`",
             f"- Model file sha256 `{trained.digest}`",

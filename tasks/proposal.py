@@ -21,8 +21,8 @@ LISTED_VALUES = 20
 LISTED_SHARE = 0.05
 """And they are at most this share of the rows, or they only happen to be few."""
 
-LEAST_ROWS = 60
-"""With fewer rows no split leaves ten to choose by and ten to judge by."""
+LEAST_ROWS = 80
+"""With fewer rows a random split may leave less than ten to choose by, or to judge by."""
 
 _CATEGORY_SHARE = 0.2
 _MOST_CLASSES = 50
@@ -35,8 +35,9 @@ _TARGET_NAMES = (
 )
 _AFFIRMATIVE = {"yes", "y", "true", "t", "1", "1.0", "positive", "pos"}
 _TIMES = ("time", "timestamp", "ts", "datetime", "date", "created", "event", "recorded", "observed", "day")
-_IDENTIFIERS = {"id", "ids", "uuid", "guid", "key", "pk", "index", "number", "no", "nr", "code"} | {
-    *("zip", "postcode"),
+_CODES = {"index", "number", "no", "nr", "code", "zip", "postcode"}
+_IDENTIFIERS = {
+    *("id", "ids", "uuid", "guid", "key", "pk"),
     *(f"{owner}id" for owner in ("user", "customer", "client", "account", "member", "patient", "employee")),
     *(f"{owner}id" for owner in ("order", "product", "store", "device", "session", "item", "transaction")),
 }
@@ -123,8 +124,8 @@ class Proposal:
 
     @cached_property
     def groupings(self) -> tuple[str, ...]:
-        """Identifiers that are left out: rows that share one may be alike."""
-        return tuple(name for name in self.left_out if is_identifier(name))
+        """Identifiers that are left out, and no mere codes: rows that share one may be alike."""
+        return tuple(name for name in self.left_out if set(_words(name)[-1:]) & _IDENTIFIERS)
 
     @cached_property
     def divisions(self) -> tuple[str, ...]:
@@ -255,7 +256,9 @@ def _key(found: Survey, columns: Mapping[str, Column], personal: Collection[str]
     ]
     if alone:
         alone.sort(key=lambda name: (name in personal, not is_identifier(name), columns[name].is_moment))
-        return Key((alone[0],), found.rows, found.rows, tuple(alone[1:]))
+        return Key(
+            (alone[0],), found.rows, found.rows, tuple(name for name in alone[1:] if name not in personal)
+        )
     candidates = [
         column
         for name, column in columns.items()
@@ -283,7 +286,8 @@ def _key(found: Survey, columns: Mapping[str, Column], personal: Collection[str]
             fewer = [other for other in chosen if other != name]
             if distinct(fewer) == groups:
                 chosen = fewer
-    return Key(tuple(chosen), found.rows, groups, made_of_features=True)
+    accident = not all(is_identifier(name) or columns[name].is_moment for name in chosen)
+    return Key(tuple(chosen), found.rows, groups, made_of_features=accident)
 
 
 def _is_no_accident(column: Column) -> bool:
@@ -296,7 +300,7 @@ def _is_no_accident(column: Column) -> bool:
 def is_identifier(name: str) -> bool:
     """Whether a column's name ends as those of identifiers do."""
     words = _words(name)
-    return bool(words) and words[-1] in _IDENTIFIERS
+    return bool(words) and words[-1] in _IDENTIFIERS | _CODES
 
 
 def is_sensitive(name: str) -> bool:
@@ -343,10 +347,8 @@ def _use(column: Column) -> tuple[str, str]:
     if column.is_moment:
         return "dates", ""
     if column.type is ColumnType.STRING:
-        if different is None:
-            return "", "too many different texts"
-        few = different <= max(3, _CATEGORY_SHARE * column.present)
-        return ("categorical", "") if few else ("", "nearly every row differs")
+        few = different is not None and different <= max(3, _CATEGORY_SHARE * column.present)
+        return ("categorical", "") if few else ("", "too many different texts")
     if column.type is ColumnType.INTEGER and is_identifier(column.name):
         few = different is not None and different <= LISTED_VALUES
         return ("categorical", "") if few else ("", "an identifier by its name")

@@ -85,10 +85,15 @@ def register_version(
     else:
         made = client.create_model_version(
             name,
-            source=trained.uri,
+            source=client.get_logged_model(trained.model_id).artifact_location,
             run_id=run.run_id,
             model_id=trained.model_id,
-            tags={f"{TAG}model_digest": trained.digest, f"{TAG}state": "registered"} | dict(tags),
+            tags={
+                f"{TAG}model_digest": trained.digest,
+                f"{TAG}model_id": trained.model_id,
+                f"{TAG}state": "registered",
+            }
+            | dict(tags),
         )
         number = str(made.version)
     return Version(name=name, version=number, run_id=run.run_id, model_digest=trained.digest)

@@ -64,6 +64,11 @@ def declared(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{value:,.10g}"
 
 
+def bound(value: float | str | None) -> str:
+    """One end of a declared range; a moment is text, and an open end is an ellipsis."""
+    return "…" if value is None else value if isinstance(value, str) else declared(value)
+
+
 def count(value: float | None) -> str:
     """How many of something."""
     return MISSING if value is None or math.isnan(value) else f"{value:,.0f}"
@@ -79,6 +84,8 @@ def percent(share: float | None) -> str:
     """A share; only nothing is 0 %, and only all is 100 %."""
     if share is None or math.isnan(share):
         return MISSING
+    if share in {0, 1}:
+        return f"{share:.0%}"
     if 0 < share < 0.0001:
         return "< 0.01%"
     if 0.9999 < share < 1:
@@ -126,6 +133,7 @@ def _templates() -> Environment:
         "number": number,
         "signed": signed,
         "declared": declared,
+        "bound": bound,
         "count": count,
         "quantity": quantity,
         "percent": percent,

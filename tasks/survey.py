@@ -38,7 +38,7 @@ _MOST_TOKENS = 20
 _LONGEST_NAME = 500
 _LONGEST_HEADER = 4 << 20
 _DECODED_BYTES = 4 << 20
-_MEMORY_MEGABYTES = 512
+_MEMORY_MEGABYTES = 256
 _DELIMITERS = ",;\t|"
 
 FileSource = CsvSource | ParquetSource | DeltaSource

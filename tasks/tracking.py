@@ -72,29 +72,32 @@ class Tracking:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Params, metrics and tags of one run, in one call; metrics that are NaN are left out."""
-        import time
-
+        """Params, metrics and tags of one run, in one call; metrics that are not finite are left out."""
         from mlflow.entities import Metric, Param, RunTag
 
-        now = int(time.time() * 1000)
+        moment = self._moment(run) if metrics else 0
         self.client.log_batch(
             run,
-            metrics=[Metric(k, float(v), now, 0) for k, v in (metrics or {}).items() if not math.isnan(v)],
+            metrics=[
+                Metric(k, float(v), moment, 0) for k, v in (metrics or {}).items() if math.isfinite(v)
+            ],
             params=[Param(k, str(v)[:6000]) for k, v in (params or {}).items()],
             tags=[RunTag(k, str(v)[:5000]) for k, v in (tags or {}).items()],
         )
 
     def log_series(self, run: str, name: str, values: Sequence[float]) -> None:
         """A metric with one value a step."""
-        import time
-
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        moment = self._moment(run)
         self.client.log_batch(
-            run, metrics=[Metric(name, float(v), now, i) for i, v in enumerate(values) if not math.isnan(v)]
+            run,
+            metrics=[Metric(name, float(v), moment, i) for i, v in enumerate(values) if math.isfinite(v)],
         )
+
+    def _moment(self, run: str) -> int:
+        """When the run began: a metric logged again by a resumed run is then the same point, not a second one."""
+        return int(self.client.get_run(run).info.start_time)
 
     def log_datasets(self, run: str, snapshots: Mapping[str, Snapshot]) -> None:
         """Snapshots as the run's dataset inputs, by what they were used for."""
@@ -122,14 +125,18 @@ class Tracking:
         self.client.log_text(run, document.model_dump_json(indent=1), f"{name}.json")
 
     def document(self, run: str, name: str, kind: type[D]) -> D | None:
-        """A document kept earlier; None where there is none, or where writing it was cut short."""
-        from mlflow.exceptions import MlflowException
+        """A document kept earlier; None where there is none, or where writing it was cut short.
 
+        A store that does not answer is an error: it must not look like a document that was never written.
+        """
+        file = f"{name}.json"
+        if all(item.path != file for item in self.client.list_artifacts(run)):
+            return None
         with tempfile.TemporaryDirectory() as folder:
+            path = self.client.download_artifacts(run, file, folder)
             try:
-                path = self.client.download_artifacts(run, f"{name}.json", folder)
                 return kind.model_validate_json(Path(path).read_bytes())
-            except (MlflowException, ValidationError, OSError):
+            except ValidationError:
                 return None
 
     def finish(self, run: str, status: str = "FINISHED") -> None:

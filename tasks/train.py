@@ -107,15 +107,12 @@ class TrainedModel(Declared):
     expected_predictions: list[str | bool | int | float]
 
 
-def training_key(
-    loaded: LoadedSpec, platform: Platform, gold: Snapshot, as_of: datetime, code: CodeVersion
-) -> str:
-    """A digest of everything that decides the outcome: spec, query, data, moment, code and environment."""
+def training_key(loaded: LoadedSpec, platform: Platform, gold: Snapshot, code: CodeVersion) -> str:
+    """A digest of everything that decides the outcome: spec, query, data, code and environment."""
     said = {
         "spec": loaded.spec.model_dump(mode="json"),
         "sql": loaded.sql,
         "data": gold.digest,
-        "as_of": as_of.isoformat() if loaded.spec.labels else None,
         "code": code.digest,
         "lock": environment_lock(),
         "environment": platform.environment.name,
@@ -141,12 +138,14 @@ def open_run(
         )
     tracking = Tracking(platform)
     experiment = tracking.experiment(loaded.name)
-    key = training_key(loaded, platform, gold, as_of, code)
+    key = training_key(loaded, platform, gold, code)
     tags = {f"{TAG}training_key": key, f"{TAG}kind": "training"}
     open_tags = tags | {f"{TAG}state": "open"}
     found = tracking.find_run(experiment, open_tags)
-    run_id = found.info.run_id if found else None
-    if run_id is None:
+    if found is not None:
+        run_id = found.info.run_id
+        as_of = datetime.fromisoformat(found.data.params.get("as_of", as_of.isoformat()))
+    else:
         run_id = tracking.create_run(
             experiment,
             name=f"{loaded.name} · {as_of:%Y-%m-%d} · {gold.digest[:8]}",

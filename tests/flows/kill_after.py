@@ -3,6 +3,7 @@
 Usage: python kill_after.py N ARGUMENTS…
 """
 
+import functools
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ calls, lock, last = count(1), threading.Lock(), int(sys.argv[1])
 def killing(task: Task) -> None:
     work = task.fn
 
+    @functools.wraps(work)
     def fn(*arguments, **named):
         result = work(*arguments, **named)
         with lock:
