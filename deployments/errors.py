@@ -15,3 +15,9 @@ class BadInputError(ContenderError):
 
 class SpecError(BadInputError):
     """A YAML document that does not say what it must; every problem in it stands on a line of its own."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says in its first line, or its name where it says nothing."""
+    said = str(error).strip().splitlines()
+    return said[0] if said else type(error).__name__

@@ -38,7 +38,8 @@ def explain(error: ValidationError, model: type[BaseModel], root: yaml.Node, sou
     """Each problem in the document `root`, read from `source`, as a line of text, in the document's order."""
     details = error.errors(include_url=False)
     secrets = dict(_secrets(root, hidden=False))
-    faults = [_fault(detail, _place(detail, model, root), secrets) for detail in details]
+    placed = [(detail, _place(detail, model, root)) for detail in details]
+    faults = [_fault(detail, place, secrets) for detail, place in placed if not _is_echo(detail, place)]
     lines: dict[str, int] = {}
     for group in _by_union(faults):
         for place, sentence in _sentences(group, secrets):
@@ -255,6 +256,13 @@ class _Fault:
     @property
     def is_at_union(self) -> bool:
         return self.place.union is not None and self.place.union[0] == self.place.path
+
+
+def _is_echo(error: ErrorDetails, place: _Place) -> bool:
+    """Whether a list is called too short only because pydantic leaves out the items it found fault with."""
+    if error["type"] != "too_short" or not isinstance(place.node, yaml.CollectionNode):
+        return False
+    return len(place.node.value) >= int(error["ctx"]["min_length"])
 
 
 def _fault(error: ErrorDetails, place: _Place, secrets: Mapping[int, str]) -> _Fault:

@@ -136,10 +136,10 @@ class ModelSpec(Declared):
         for place, column in enumerate(self.features.entity):
             _must_have(table, column, ("features", "entity", place))
         for place, column in enumerate(self.evaluation.slices):
-            _must_have(table, column, ("evaluation", "slices", place))
+            _must_show(table, column, ("evaluation", "slices", place))
         for place, gate in enumerate(self.gates):
             if isinstance(gate, FairnessGate):
-                _must_have(table, gate.attribute, ("gates", place, "attribute"))
+                _must_show(table, gate.attribute, ("gates", place, "attribute"))
         return self
 
     @model_validator(mode="after")
@@ -167,7 +167,7 @@ class ModelSpec(Declared):
     def _target_is_known(self) -> Self:
         name = self.labels.table if self.labels else self._feature_table
         where, column = self.contract[name], self.target.column
-        _must_have(where, column, ("target", "column"))
+        _must_show(where, column, ("target", "column"))
         if self.labels:
             for key, named in (("as_of", self.labels.as_of), ("known_at", self.labels.known_at)):
                 if named is not None:
@@ -248,6 +248,13 @@ def _must_have(table: TableContract, column: str, path: tuple[str | int, ...]) -
         )
     if table.columns[column].pii == "drop":
         raise DeclarationError(path, f"{column!r} is personal data that is dropped at ingest (pii: drop)")
+
+
+def _must_show(table: TableContract, column: str, path: tuple[str | int, ...]) -> None:
+    """The column must be there, and its values may stand in reports and logs."""
+    _must_have(table, column, path)
+    if table.columns[column].pii is not None:
+        raise DeclarationError(path, f"{column!r} is personal data (pii), and its values would be shown in reports")
 
 
 def _must_measure(metric: str, kind: TaskKind, path: tuple[str | int, ...]) -> None:

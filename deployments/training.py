@@ -231,5 +231,5 @@ class EvaluationPlan(Declared):
     metrics: tuple[str, ...] = Field(min_length=1)
     slices: tuple[str, ...] = ()
     min_slice_rows: int = Field(50, ge=10)
-    bootstrap: int = Field(500, ge=100, le=10_000, description="Resamples behind each interval.")
+    bootstrap: int = Field(500, ge=200, le=10_000, description="Resamples behind each interval.")
     confidence: float = Field(0.95, gt=0.5, lt=1)

@@ -3,15 +3,18 @@
 Exit codes: 0 done or nothing to do, 1 something broke, 2 bad input or spec, 3 a gate or a promotion refused.
 """
 
+import atexit
 import json
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -314,6 +317,7 @@ def _print_json(outcome: "BaseModel") -> None:
 def _show_where(outcome: "TrainOutcome", env: str) -> None:
     from flows import console
     from platforms.local import home
+    from tasks.conclude import without_credentials
 
     platform = _platform(env)
     python = Path(sys.executable).parent
@@ -321,7 +325,7 @@ def _show_where(outcome: "TrainOutcome", env: str) -> None:
         ("Training report", outcome.reports.training),
         ("Contract report", outcome.reports.contract),
         ("MLflow run", outcome.run_id),
-        ("MLflow UI", f"{python / 'mlflow'} ui --backend-store-uri {platform.mlflow.tracking_uri}"),
+        ("MLflow UI", f"{python / 'mlflow'} ui --backend-store-uri {without_credentials(platform.mlflow.tracking_uri)}"),
         ("Prefect UI", f"PREFECT_HOME={home() / 'prefect'} {python / 'prefect'} server start"),
         ("Audit", f"{Path(sys.executable)} -m flows.run audit verify --env {env}"),
     ]
@@ -371,5 +375,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End the process after its exit handlers, without the interpreter's own taking-down of modules.
+
+    DuckDB's bindings would then list on standard error whatever other libraries' caches still hold of them.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()  # type: ignore[attr-defined]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -33,9 +33,12 @@ def _held(root: Path) -> tuple[Path, int]:
     """A new folder and the lock on it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-        handle = os.open(folder, os.O_RDONLY)
+        # Until it is locked, somebody else may sweep it away.
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         fcntl.flock(handle, fcntl.LOCK_EX)
-        # Another process may have swept it away before it was locked.
         if folder.exists():
             return folder, handle
         os.close(handle)

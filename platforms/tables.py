@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -24,6 +24,8 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from deployments.errors import BadInputError, ContenderError
 from platforms.scratch import scratch_folder
 from platforms.snapshot import ContentDigest, Snapshot
+
+Item = TypeVar("Item")
 
 _DIGEST = "contender.digest"
 _ROWS = "contender.rows"
@@ -40,8 +42,9 @@ _CONFIGURATION = {
 }
 _AFTER_COMMIT = PostCommitHookProperties(cleanup_expired_logs=False)
 
-# Decoded piece by piece from a buffered file: memory does not grow with the file.
-_SCAN = ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+# Files are read and decoded piece by piece: memory does not grow with them.
+_BUFFER_BYTES = 1 << 20
+_SCAN = ds.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 class DeltaTables:
@@ -73,7 +76,7 @@ class DeltaTables:
                 if newest is not None and newest.digest == digest.hexdigest():
                     return newest
                 self._commit(table, staged, digest, journal)
-        committed = self.latest(table)
+                committed = self.latest(table)
         if committed is None:
             raise ContenderError(f"table {table}: the version just written cannot be found")
         return committed
@@ -118,15 +121,10 @@ class DeltaTables:
     def batches(
         self, snapshot: Snapshot, columns: Sequence[str] | None = None, rows: int = 131_072
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of one version, in their order, in batches of at most `rows`."""
-        scanner = self.open(snapshot).scanner(
-            columns=list(columns) if columns is not None else None,
-            batch_size=rows,
-            batch_readahead=2,
-            fragment_readahead=1,
-            fragment_scan_options=_SCAN,
-        )
-        yield from scanner.to_batches()
+        """The rows of one version, in their order, in batches of at most `rows`; one is read ahead."""
+        dataset = self.open(snapshot)
+        names = list(columns) if columns is not None else dataset.schema.names
+        yield from _ahead(_decoded(dataset, names, rows))
 
     def read(self, snapshot: Snapshot, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of one version, in memory."""
@@ -212,6 +210,17 @@ def _stage(stream: pa.RecordBatchReader, staged: Path) -> ContentDigest:
     return digest
 
 
+def _decoded(dataset: ds.Dataset, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches of a dataset's files, made when they are asked for; a scanner would run up to 32 ahead."""
+    for path in dataset.files:
+        with (
+            dataset.filesystem.open_input_file(path) as source,
+            pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
+        ):
+            for batch in file.iter_batches(rows, columns=columns):
+                yield batch.select(columns)
+
+
 def _take_in(digest: ContentDigest, group: pa.Table) -> None:
     for batch in group.to_batches():
         digest.update(batch)
@@ -232,11 +241,11 @@ def _row_groups(stream: pa.RecordBatchReader) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(gathered)
 
 
-def _ahead(items: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
     """The same items, the next one made in another thread while this one is worked on."""
     context = copy_context()
 
-    def following() -> pa.Table | None:
+    def following() -> Item | None:
         return context.run(next, items, None)
 
     with ThreadPoolExecutor(1, "ahead") as pool:
@@ -315,7 +324,9 @@ def _dataset(table: DeltaTable) -> ds.Dataset:
     """
     uri = urlsplit(table.table_uri)
     local = SubTreeFileSystem(unquote(uri.path), LocalFileSystem()) if uri.scheme in {"", "file"} else None
-    return table.to_pyarrow_dataset(filesystem=local)
+    dataset = table.to_pyarrow_dataset(filesystem=local)
+    dataset.format.default_fragment_scan_options = _SCAN
+    return dataset
 
 
 def open_delta(path: str, version: int | None = None) -> ds.Dataset:

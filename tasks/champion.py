@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from deployments.declared import Declared
+from deployments.documents import load_document
+from deployments.errors import SpecError
+from deployments.spec import ModelSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks import model_file
-from tasks.split import ROW_ID
+from tasks.split import ROW_ID, row_ids
 from tasks.tracking import TAG, Tracking
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
 
 class ChampionRef(Declared):
-    """A version that serves: its number, run, model file digest and training snapshots by table."""
+    """A version that serves: its number, and the run, logged model and model file digest behind it."""
 
     name: str
     version: str
@@ -71,16 +75,16 @@ def version_ref(platform: Platform, model: str, number: str) -> ChampionRef | Ch
     name = platform.registered_model(model)
     try:
         found = Tracking(platform).client.get_model_version(name, number)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
         return ChampionMissing(f"{name} version {number} cannot be read from the registry")
     digest, model_id = (found.tags.get(f"{TAG}{name}") for name in ("model_digest", "model_id"))
     if not digest or not found.run_id or not model_id:
         return ChampionMissing(
             f"{name} version {number} was not registered by Contender: its model digest is missing"
         )
-    return ChampionRef(
-        name=name, version=str(number), run_id=found.run_id, model_id=model_id, digest=digest
-    )
+    return ChampionRef(name=name, version=str(number), run_id=found.run_id, model_id=model_id, digest=digest)
 
 
 def load_version(platform: Platform, ref: ChampionRef) -> Any:
@@ -127,23 +131,67 @@ def download_model(platform: Platform, model_id: str, folder: Path) -> Path:
         raise model_file.UntrustedModelError(f"model {model_id}: its files cannot be had ({error})") from None
 
 
+TRAINING_ROWS = "training_rows.parquet"
+_SPECIMEN = "specimen"
+
+
+def specimen_id() -> str:
+    """The row id of a made-up key: it changes when row ids are no longer made as they were."""
+    return str(row_ids(pa.table({"key": [_SPECIMEN]}), ["key"])[0])
+
+
+def write_training_rows(path: Path, ids: pa.ChunkedArray) -> None:
+    """Keep the ids of the rows that a model has seen, and how such ids are made."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({ROW_ID: ids}).replace_schema_metadata({_SPECIMEN: specimen_id()}), path)
+
+
 def training_rows(platform: Platform, ref: ChampionRef) -> np.ndarray:
-    """The ids of the rows a version was trained on; shape (rows,).
+    """The ids of the rows a version was trained on or chosen by; shape (rows,).
 
     Raises:
-        UntrustedModelError: they were not recorded.
+        UntrustedModelError: they were not recorded, or as ids of another making, which match none of today's.
     """
     import pyarrow.parquet as pq
-    from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:
+        rows = pq.read_table(_recorded(platform, ref, TRAINING_ROWS, "which rows it was trained on", folder))
+    if (rows.schema.metadata or {}).get(_SPECIMEN.encode()) != specimen_id().encode():
+        raise model_file.UntrustedModelError(
+            f"{ref.name} version {ref.version}: its training rows were told apart in another way than today's"
+        )
+    return np.asarray(rows.column(ROW_ID))
+
+
+def trained_spec(platform: Platform, ref: ChampionRef) -> ModelSpec:
+    """The spec that a version was trained with.
+
+    Raises:
+        UntrustedModelError: it was not recorded, or is none any more.
+    """
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            path = Tracking(platform).client.download_artifacts(ref.run_id, "training_rows.parquet", folder)
-        except (MlflowException, OSError):
+            return load_document(
+                _recorded(platform, ref, "model.yaml", "the spec it was trained with", folder), ModelSpec
+            )
+        except SpecError as error:
             raise model_file.UntrustedModelError(
-                f"{ref.name} version {ref.version}: which rows it was trained on was not recorded"
+                f"{ref.name} version {ref.version}: the spec it was trained with is none any more "
+                f"({str(error).strip().splitlines()[-1].strip()})"
             ) from None
-        return np.asarray(pq.read_table(path).column(ROW_ID))
+
+
+def _recorded(platform: Platform, ref: ChampionRef, file: str, what: str, folder: str) -> Path:
+    """A file that a version's run kept, fetched into `folder`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(Tracking(platform).client.download_artifacts(ref.run_id, file, folder))
+    except (MlflowException, OSError):
+        raise model_file.UntrustedModelError(
+            f"{ref.name} version {ref.version}: {what} was not recorded"
+        ) from None
 
 
 class TrainingSnapshots(Declared):
@@ -153,8 +201,17 @@ class TrainingSnapshots(Declared):
 
 
 def reference_snapshots(platform: Platform, standing: Standing) -> dict[str, Snapshot]:
-    """The champion's training snapshots by table; empty where there is no champion to ask."""
+    """The champion's training snapshots by table; empty where there is no champion to ask.
+
+    Raises:
+        UntrustedModelError: there is one, and what it was trained on was not recorded: without it, checks
+            against it would not run and nobody would know.
+    """
     if not isinstance(standing, ChampionRef):
         return {}
     found = Tracking(platform).document(standing.run_id, "snapshots", TrainingSnapshots)
-    return found.tables if found else {}
+    if found is None:
+        raise model_file.UntrustedModelError(
+            f"{standing.name} version {standing.version}: the snapshots it was trained on were not recorded"
+        )
+    return found.tables

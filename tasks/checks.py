@@ -71,10 +71,10 @@ def _column_checks(name: str, column: ColumnContract) -> list[pa_polars.Check]:
     if column.max is not None:
         bound = _bound(name, column, column.max)
         checks.append(pa_polars.Check.le(bound, name="max", n_failure_cases=1))
-    if column.values is not None and column.pii is None:
+    if column.values is not None:
         values = _values(name, column)
         checks.append(pa_polars.Check.isin(values, name="values", n_failure_cases=1))
-    if column.pattern is not None and column.pii is None:
+    if column.pattern is not None:
         whole = f"^(?:{column.pattern})$"
         try:
             pl.Series([""]).str.contains(whole)

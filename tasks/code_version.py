@@ -22,9 +22,13 @@ class CodeVersion(Declared):
 
 @cache
 def code_version() -> CodeVersion:
-    """The code of this process; looked at once."""
-    commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--", *_PACKAGES)
+    """The code of this process; looked at once.
+
+    Installed inside somebody else's checkout (a virtual environment in a project), it has no commit of its own.
+    """
+    tracked = _git("ls-files", "--error-unmatch", "--", __file__)
+    commit = _git("rev-parse", "HEAD") if tracked is not None else None
+    status = _git("status", "--porcelain", "--", *_PACKAGES) if commit is not None else None
     return CodeVersion(commit=commit, dirty=status is None or status != "", digest=_code_digest())
 
 
@@ -33,7 +37,7 @@ def _git(*arguments: str) -> str | None:
         asked = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False, timeout=30
         )
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return asked.stdout.strip() if asked.returncode == 0 else None
 
@@ -48,7 +52,9 @@ def _code_digest() -> str:
     return whole.hexdigest()
 
 
+@cache
 def environment_lock() -> str:
-    """The installed packages, `name==version`, one a line, sorted."""
-    installed = {f"{item.metadata['Name'].lower()}=={item.version}" for item in distributions()}
+    """The installed packages, `name==version`, one a line, sorted; looked at once."""
+    named = ((item.metadata["Name"], item.version) for item in distributions())
+    installed = {f"{name.lower()}=={number}" for name, number in named if name}
     return "\n".join(sorted(installed)) + "\n"

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
@@ -145,7 +146,7 @@ def conclude(
         plots=_plots(tracking, run.run_id),
         version=version.version if version else None,
         run=run,
-        mlflow_hint=platform.mlflow.tracking_uri,
+        mlflow_hint=without_credentials(platform.mlflow.tracking_uri),
     )
     card = model_card(loaded, trained, evaluation, gates, parts, run)
     log_contract(platform, run.run_id, contract, tables)
@@ -204,6 +205,12 @@ def conclude(
     )
     tracking.finish(run.run_id)
     return outcome
+
+
+def without_credentials(uri: str) -> str:
+    """An address without the user and password that may stand in it."""
+    parts = urlsplit(uri)
+    return uri if "@" not in parts.netloc else urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _plots(tracking: Tracking, run_id: str) -> dict[str, bytes]:

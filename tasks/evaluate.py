@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from deployments.declared import Declared
-from deployments.errors import ContenderError
+from deployments.errors import ContenderError, first_line
 from deployments.gates import FairnessGate, LatencyGate, RobustnessGate
 from deployments.measures import TaskKind
 from deployments.spec import LoadedSpec, ModelSpec
@@ -26,12 +26,15 @@ from tasks.champion import (
     Standing,
     load_logged_model,
     load_version,
+    trained_spec,
     training_rows,
 )
 from tasks.frame import model_inputs, target_values
 from tasks.metrics import Bootstrap, Estimate, Outputs, estimate, estimate_improvement, measure, outputs_of
 from tasks.progress import stage
+from tasks.search import fold_columns
 from tasks.split import ROW_ID, Development, Part
+from tasks.threads import limited_threads, openmp_threads
 from tasks.tracking import Tracking
 from tasks.train import TrainedModel, TrainingRun
 
@@ -142,11 +145,37 @@ def evaluate_challenger(
         UntrustedModelError: the challenger's own file is not what was recorded.
     """
     tracking = Tracking(platform)
-    champion = standing.version if isinstance(standing, ChampionRef) else None
     done = tracking.document(run.run_id, "evaluation", Evaluation)
-    if done is not None and done.champion == champion and done.model_digest == trained.digest:
+    champion = standing.version if isinstance(standing, ChampionRef) else None
+    against = (trained.digest, champion, isinstance(standing, NoChampionYet))
+    if done is not None and (done.model_digest, done.champion, done.first_version) == against:
         return done
-    spec = loaded.spec
+    with limited_threads(openmp_threads(holdout.snapshot.rows, workers=1)):
+        held, evaluation = _measure(loaded.spec, platform, trained, development, holdout, standing)
+    from tasks.plots import evaluation_plots
+
+    with stage("draw the plots"):
+        for name, figure in evaluation_plots(loaded.spec, held.truth, held.said, evaluation).items():
+            tracking.client.log_figure(run.run_id, figure, f"plots/{name}.png")
+    found = evaluation.metrics.items()
+    tracking.log(
+        run.run_id,
+        metrics={f"holdout_{name}": estimate.value for name, estimate in found}
+        | {f"holdout_{name}_low": estimate.low for name, estimate in found}
+        | {f"holdout_{name}_high": estimate.high for name, estimate in found},
+    )
+    tracking.save_document(run.run_id, "evaluation", evaluation)
+    return evaluation
+
+
+def _measure(
+    spec: ModelSpec,
+    platform: Platform,
+    trained: TrainedModel,
+    development: Development,
+    holdout: Part,
+    standing: Standing,
+) -> tuple[_Holdout, Evaluation]:
     model = load_logged_model(platform, trained.model_id, trained.digest)
     with stage("evaluate"):
         held = _look_at(holdout, model, platform, spec)
@@ -161,10 +190,10 @@ def evaluate_challenger(
         comparison = _compare(platform, spec, held, standing, bootstrap)
     with stage("probe the model"):
         probes = _probe(platform, spec, model, development)
-    evaluation = Evaluation(
+    return held, Evaluation(
         model_digest=trained.digest,
         first_version=isinstance(standing, NoChampionYet),
-        champion=champion,
+        champion=standing.version if isinstance(standing, ChampionRef) else None,
         rows=len(held.truth),
         metrics=metrics,
         train_metrics=trained.train_metrics,
@@ -176,26 +205,14 @@ def evaluate_challenger(
         megabytes=trained.bytes / 1e6,
         **probes,
     )
-    from tasks.plots import evaluation_plots
-
-    with stage("draw the plots"):
-        for name, figure in evaluation_plots(spec, held.truth, held.said, evaluation).items():
-            tracking.client.log_figure(run.run_id, figure, f"plots/{name}.png")
-    tracking.log(
-        run.run_id,
-        metrics={f"holdout_{name}": found.value for name, found in metrics.items()}
-        | {f"holdout_{name}_low": found.low for name, found in metrics.items()}
-        | {f"holdout_{name}_high": found.high for name, found in metrics.items()},
-    )
-    tracking.save_document(run.run_id, "evaluation", evaluation)
-    return evaluation
 
 
 def _look_at(holdout: Part, model: Any, platform: Platform, spec: ModelSpec) -> _Holdout:
     rows = platform.tables.read(holdout.snapshot)
     inputs, truth = model_inputs(rows, spec), target_values(rows, spec)
-    entities = pd.DataFrame({name: rows.column(name).to_pandas() for name in spec.features.entity})
-    clusters = np.asarray(entities.groupby(list(spec.features.entity), sort=False).ngroup())
+    belong = fold_columns(spec)[0] or spec.features.entity
+    keys = pd.DataFrame({name: rows.column(name).to_pandas() for name in belong})
+    clusters = np.asarray(keys.groupby(list(belong), sort=False, dropna=False).ngroup())
     return _Holdout(rows, inputs, truth, outputs_of(model, inputs, spec.target), clusters)
 
 
@@ -227,20 +244,16 @@ def _compare(
         case ChampionMissing(reason):
             return Comparison(version="?", rows=0, excluded=0, metrics={}, problem=reason)
     try:
-        seen = np.isin(held.rows.column(ROW_ID).to_numpy(), training_rows(platform, standing))
-        kept = np.flatnonzero(~seen)
-        said = outputs_of(load_version(platform, standing), held.inputs.iloc[kept], spec.target)
+        kept, said = _ask_champion(platform, spec, held, standing)
     except (ContenderError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (
-            f"champion version {standing.version} could not be scored: {str(error).strip().splitlines()[0]}"
-        )
+        reason = f"champion version {standing.version} could not be scored: {first_line(error)}"
         return Comparison(version=standing.version, rows=0, excluded=0, metrics={}, problem=reason)
     truth, challenger = held.truth[kept], held.said.take(kept)
-    weights = bootstrap.weights(held.clusters[kept]) if len(kept) else []
+    weights = bootstrap.weights(held.clusters[kept])
     return Comparison(
         version=standing.version,
         rows=len(kept),
-        excluded=int(seen.sum()),
+        excluded=len(held.truth) - len(kept),
         metrics={
             name: PairedEstimate(
                 challenger=measure(name, truth, challenger),
@@ -250,6 +263,37 @@ def _compare(
             for name in spec.evaluation.metrics
         },
     )
+
+
+def _ask_champion(
+    platform: Platform, spec: ModelSpec, held: _Holdout, champion: ChampionRef
+) -> tuple[np.ndarray, Outputs]:
+    """The holdout rows that the champion has not seen, by index, and what it says of them.
+
+    It is given its own inputs, as its own spec declares them: a column that changed its type in the meantime
+    would not fail, but make the champion look bad.
+
+    Raises:
+        ContenderError: its files are not what was recorded, or it answers another question.
+    """
+    theirs = trained_spec(platform, champion)
+    if theirs.target != spec.target:
+        raise ContenderError("it predicts another target")
+    if theirs.row_key != spec.row_key:
+        raise ContenderError(f"its rows are told apart by {', '.join(theirs.row_key)}")
+    missing = [name for name in theirs.features.columns if name not in held.rows.column_names]
+    if missing:
+        raise ContenderError(f"it needs {', '.join(missing)}, which the holdout does not have")
+    seen = np.isin(held.rows.column(ROW_ID).to_numpy(), training_rows(platform, champion))
+    kept = np.flatnonzero(~seen)
+    if not len(kept):
+        raise ContenderError(f"it was trained on all {len(seen):,} rows of the holdout")
+    rows = held.rows.take(pa.array(kept))
+    said = outputs_of(load_version(platform, champion), model_inputs(rows, theirs), spec.target)
+    ours = held.said.classes
+    if ours is not None and said.classes is not None and set(said.classes) != set(ours):
+        raise ContenderError(f"it knows the classes {said.classes.tolist()}, and not {ours.tolist()}")
+    return kept, said
 
 
 def _groups(spec: ModelSpec, held: _Holdout) -> tuple[Group, ...]:
@@ -270,7 +314,7 @@ def _groups_of(
 ) -> list[Group]:
     rates: Mapping[str, Mapping[str, float]] = {}
     truth = decided = np.zeros(len(values), dtype=bool)
-    if spec.target.kind is TaskKind.BINARY:
+    if spec.target.kind is TaskKind.BINARY and held.said.finite:
         from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
 
         assert held.said.classes is not None
@@ -313,16 +357,15 @@ def calibration(truth: np.ndarray, said: Outputs, bins: int = 10) -> Calibration
     assert said.positive is not None
     outcome = (truth == said.classes[said.positive]).astype(float)
     order = np.argsort(said.score, kind="stable")
-    found = []
-    for members in np.array_split(order, bins):
-        if len(members):
-            found.append(
-                CalibrationBin(
-                    rows=len(members),
-                    mean_score=float(said.score[members].mean()),
-                    positive_share=float(outcome[members].mean()),
-                )
-            )
+    found = [
+        CalibrationBin(
+            rows=len(members),
+            mean_score=float(said.score[members].mean()),
+            positive_share=float(outcome[members].mean()),
+        )
+        for members in np.array_split(order, bins)
+        if len(members)
+    ]
     gaps = sum(item.rows * abs(item.mean_score - item.positive_share) for item in found)
     return Calibration(error=gaps / len(truth), bins=tuple(found))
 

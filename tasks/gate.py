@@ -74,16 +74,16 @@ def _inconclusive(name: str, reason: str, threshold: float | None = None) -> Gat
 
 
 def at_most(name: str, value: float | None, threshold: float, reason: str = "") -> GateResult:
-    """Pass where `value` is at most `threshold`; inconclusive where there is no value."""
-    if value is None or math.isnan(value):
+    """Pass where `value` is at most `threshold`; inconclusive where there is no finite value."""
+    if value is None or not math.isfinite(value):
         return _inconclusive(name, reason or "the value is missing", threshold)
     verdict = Verdict.PASS if value <= threshold else Verdict.FAIL
     return GateResult(gate=name, verdict=verdict, value=value, threshold=threshold, reason=reason)
 
 
 def at_least(name: str, value: float | None, threshold: float, reason: str = "") -> GateResult:
-    """Pass where `value` is at least `threshold`; inconclusive where there is no value."""
-    if value is None or math.isnan(value):
+    """Pass where `value` is at least `threshold`; inconclusive where there is no finite value."""
+    if value is None or not math.isfinite(value):
         return _inconclusive(name, reason or "the value is missing", threshold)
     verdict = Verdict.PASS if value >= threshold else Verdict.FAIL
     return GateResult(gate=name, verdict=verdict, value=value, threshold=threshold, reason=reason)
@@ -109,7 +109,7 @@ def _champion(gate: ChampionGate, measured: Evaluation) -> GateResult:
     threshold = 0.0 - margin
     compared = measured.comparison
     if compared is None:
-        if measured.first_version:
+        if measured.first_version and measured.champion is None:
             return GateResult(
                 gate=name,
                 verdict=Verdict.PASS,
@@ -131,11 +131,11 @@ def _champion(gate: ChampionGate, measured: Evaluation) -> GateResult:
     if pair is None:
         return _inconclusive(name, f"{gate.metric} of the champion was not measured", threshold)
     found = pair.improvement
-    if any(math.isnan(value) for value in (found.value, found.low, found.high)):
+    if not all(math.isfinite(value) for value in (found.value, found.low, found.high)):
         return _inconclusive(name, f"{gate.metric} is not defined on the compared rows", threshold)
     reason = (
-        f"{gate.test.replace('_', '-')}: {pair.challenger:.4f} against {pair.champion:.4f} of version {compared.version} "
-        f"on {compared.rows:,} rows; improvement in [{found.low:.4f}, {found.high:.4f}]"
+        f"{gate.test.replace('_', '-')}: {pair.challenger:.4f} against {pair.champion:.4f} "
+        f"of version {compared.version} on {compared.rows:,} rows; improvement in [{found.low:.4f}, {found.high:.4f}]"
     )
     passed = found.low > threshold or (gate.test == "non_inferiority" and found.low >= threshold)
     failed = found.high < threshold
@@ -175,7 +175,7 @@ def _fairness(gate: FairnessGate, measured: Evaluation) -> GateResult:
 
 def _spread(groups: Sequence[Group], rate: Callable[[Group], float]) -> tuple[float, str]:
     rates = [rate(group) for group in groups]
-    if any(math.isnan(value) for value in rates):
+    if not all(math.isfinite(value) for value in rates):
         return math.nan, "which is not defined in every group"
     low, high = min(groups, key=rate), max(groups, key=rate)
     return rate(high) - rate(low), f"{rate(low):.3f} ({low.value}) to {rate(high):.3f} ({high.value})"
@@ -184,7 +184,7 @@ def _spread(groups: Sequence[Group], rate: Callable[[Group], float]) -> tuple[fl
 def _group_floor(gate: FairnessGate, name: str, groups: Sequence[Group]) -> GateResult:
     assert gate.metric is not None
     values = {group.value: group.metrics.get(gate.metric, math.nan) for group in groups}
-    unknown = [value for value, found in values.items() if math.isnan(found)]
+    unknown = [value for value, found in values.items() if not math.isfinite(found)]
     threshold = gate.min if gate.min is not None else gate.max
     assert threshold is not None
     if unknown:
@@ -215,7 +215,7 @@ def _robustness(gate: RobustnessGate, measured: Evaluation) -> GateResult:
             threshold=gate.max_swing,
             reason=f"{crashed[0].perturbation}: the model failed ({crashed[0].error})",
         )
-    if not measured.swings or any(math.isnan(swing.swing) for swing in measured.swings):
+    if not measured.swings or not all(math.isfinite(swing.swing) for swing in measured.swings):
         return _inconclusive("robustness", "not measured", gate.max_swing)
     worst = max(measured.swings, key=lambda swing: swing.swing)
     return at_most(
@@ -236,7 +236,7 @@ def _calibration(gate: CalibrationGate, measured: Evaluation) -> GateResult:
 def _leakage(gate: LeakageGate, measured: Evaluation) -> GateResult:
     if not measured.single_features:
         return _inconclusive("leakage", "not measured", gate.max_score)
-    unknown = [item.feature for item in measured.single_features if math.isnan(item.score)]
+    unknown = [item.feature for item in measured.single_features if not math.isfinite(item.score)]
     if unknown:
         return _inconclusive("leakage", f"no score for {', '.join(unknown)}", gate.max_score)
     best = max(measured.single_features, key=lambda item: item.score)

@@ -301,13 +301,8 @@ def _parquet_schema(file: Path) -> pa.Schema:
 
 
 def _scan(dataset: ds.Dataset, path: str) -> pa.RecordBatchReader:
-    """A Delta table's rows, a few batches in memory at a time."""
-    scanner = dataset.scanner(
-        batch_size=_BATCH_ROWS,
-        batch_readahead=2,
-        fragment_readahead=1,
-        fragment_scan_options=ds.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False),
-    )
+    """A Delta table's rows; in small batches, as the scanner reads up to 32 of them ahead."""
+    scanner = dataset.scanner(batch_size=_PAGE_ROWS, batch_readahead=2, fragment_readahead=1)
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
@@ -366,12 +361,14 @@ def _read_sqlalchemy(source: SqlSource, url: str, contract: TableContract) -> pa
             engine = create_engine(url, poolclass=NullPool)
             if engine.dialect.name == "sqlite" and engine.url.database not in {None, "", ":memory:"}:
                 _existing(Path(str(engine.url.database)))
-            connection = until_read.enter_context(engine.connect()).execution_options(yield_per=_PAGE_ROWS)
+            connection = until_read.enter_context(engine.connect()).execution_options(
+                stream_results=True, max_row_buffer=_PAGE_ROWS
+            )
             # Colons are escaped: the query has no parameters, and times have colons.
             result = connection.execute(text(source.query.replace(":", "\\:")))
             if not result.returns_rows:
                 raise BadInputError("the SQL source's query gives no rows: it is no SELECT")
-            names, pages = list(result.keys()), result.partitions()
+            names, pages = list(result.keys()), result.partitions(_PAGE_ROWS)
             first = next(pages, None)
         except ImportError as error:
             raise BadInputError(

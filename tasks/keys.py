@@ -1,22 +1,27 @@
 """Keys: which rows of a table repeat the unique key of an earlier one."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
+import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from deployments.contract import TableContract
 from platforms.platform import Platform
+from platforms.scratch import scratch_folder
 from platforms.snapshot import Snapshot
 from tasks.coercion import coerce
-from tasks.queries import query_session
+
+_SHARE_ROWS = 2_000_000
+"""Hashes are looked through in shares of about so many."""
 
 
 class RepeatedKeys:
     """Finds rows whose unique key, in the contract's types, has been seen before.
 
-    A first pass over the key's columns finds the hashes that repeat, out of core; only rows with such a hash
-    are compared as they are, so only they are held in memory.
+    A first pass over the key's columns finds the hashes that repeat; only rows with such a hash are compared as
+    they are, so only they are held in memory.
     """
 
     def __init__(
@@ -24,18 +29,14 @@ class RepeatedKeys:
     ) -> None:
         self.key = key
         self.name = f"unique({', '.join(key)})"
-        hashes = pa.schema([pa.field("hash", pa.uint64())])
 
-        def hashed() -> Iterator[pa.RecordBatch]:
+        def hashes() -> Iterator[np.ndarray]:
             for batch in platform.tables.batches(snapshot, key):
                 typed, _ = coerce(pl.DataFrame(pl.from_arrow(batch)), contract)
-                present = self._hashes(typed).drop_nulls()
-                yield pa.RecordBatch.from_arrays([present.to_arrow()], schema=hashes)
+                yield self._hashes(typed).drop_nulls().to_numpy()
 
-        with query_session(platform) as connection:
-            connection.register("keys", pa.RecordBatchReader.from_batches(hashes, hashed()))
-            query = "SELECT hash FROM keys GROUP BY hash HAVING count(*) > 1"
-            self._suspects = pl.Series(connection.sql(query).to_arrow_table().column("hash"), dtype=pl.UInt64)
+        with scratch_folder(platform.folder("scratch")) as folder:
+            self._suspects = pl.Series(_repeated(hashes(), snapshot.rows, folder), dtype=pl.UInt64)
         self._seen: pl.DataFrame | None = None
 
     def mask(self, typed: pl.DataFrame) -> pl.Series | None:
@@ -64,3 +65,21 @@ class RepeatedKeys:
         missing = keys.select(pl.any_horizontal(pl.all().is_null())).to_series()
         hashes = keys.hash_rows()
         return hashes.set(missing, None) if missing.any() else hashes
+
+
+def _repeated(hashes: Iterator[np.ndarray], rows: int, folder: Path) -> np.ndarray:
+    """The hashes that stand more than once; sorted by their highest bits into files, one of them in memory."""
+    bits = max(rows // _SHARE_ROWS, 1).bit_length() - 1
+    borders = np.array([share << (64 - bits) for share in range(1, 1 << bits)], dtype=np.uint64)
+    paths = [folder / f"{share}.hashes" for share in range(1 << bits)]
+    with ExitStack() as files:
+        shares = [files.enter_context(path.open("wb")) for path in paths]
+        for some in hashes:
+            ordered = np.sort(some)
+            for file, share in zip(shares, np.split(ordered, np.searchsorted(ordered, borders)), strict=True):
+                share.tofile(file)
+    found = []
+    for path in paths:
+        ordered = np.sort(np.fromfile(path, dtype=np.uint64))
+        found.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+    return np.concatenate(found)

@@ -131,7 +131,8 @@ def _undefined(weights: np.ndarray) -> np.ndarray:
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """Quotients, NaN where the divisor is not positive."""
     found = np.full(np.broadcast_shapes(above.shape, below.shape), math.nan)
-    return np.divide(above, below, out=found, where=below > 0)
+    np.divide(above, below, out=found, where=below > 0)
+    return found
 
 
 def _mean(values: np.ndarray) -> Weighted:
@@ -194,7 +195,9 @@ def _average_precision(truth: np.ndarray, outputs: Outputs) -> Weighted:
         yes, no = ranking.weights(weights)
         found = np.cumsum(yes, axis=1)
         picked = found + np.cumsum(no, axis=1)
-        gained = np.einsum("ij,ij->i", yes, np.divide(found, picked, out=np.zeros_like(found), where=picked > 0))
+        gained = np.einsum(
+            "ij,ij->i", yes, np.divide(found, picked, out=np.zeros_like(found), where=picked > 0)
+        )
         return np.where(no.sum(axis=1) > 0, _ratio(gained, found[:, -1]), math.nan)
 
     return compute
@@ -403,8 +406,8 @@ class Bootstrap:
         count = max(200, min(self.resamples, int(2e7 // max(len(clusters), 1))))
         # A cluster is drawn once on average; that one is drawn more than 255 times does not happen.
         counts = np.zeros((count, size), dtype=np.uint8)
-        for drawn in counts:
-            drawn += np.bincount(generator.integers(0, size, size), minlength=size).astype(np.uint8)
+        for place in range(count):
+            counts[place] = np.bincount(generator.integers(0, size, size), minlength=size)
         return Resamples(counts, members)
 
     def interval(self, resamples: Resamples, values: np.ndarray) -> tuple[float, float]:

@@ -23,17 +23,29 @@ TRUSTED_TYPES = frozenset(
         "sklearn._loss.link.LogitLink",
         "sklearn._loss.link.MultinomialLogit",
         "sklearn._loss.loss.AbsoluteError",
+        "sklearn._loss.loss.ExponentialLoss",
         "sklearn._loss.loss.HalfBinomialLoss",
+        "sklearn._loss.loss.HalfGammaLoss",
         "sklearn._loss.loss.HalfMultinomialLoss",
         "sklearn._loss.loss.HalfPoissonLoss",
         "sklearn._loss.loss.HalfSquaredError",
+        "sklearn._loss.loss.HalfTweedieLoss",
+        "sklearn._loss.loss.HalfTweedieLossIdentity",
+        "sklearn._loss.loss.HuberLoss",
         "sklearn._loss.loss.PinballLoss",
         "sklearn.calibration._CalibratedClassifier",
         "sklearn.calibration._SigmoidCalibration",
         "sklearn.compose._column_transformer._RemainderColsList",
         "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
         "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.metrics._dist_metrics.ChebyshevDistance64",
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.metrics._dist_metrics.ManhattanDistance64",
+        "sklearn.metrics._dist_metrics.MinkowskiDistance64",
+        "sklearn.neighbors._ball_tree.BallTree",
         "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
         "sklearn.tree._tree.Tree",
     }
 )
@@ -60,7 +72,7 @@ def canonicalise(path: Path) -> None:
         numbers.setdefault(identity, str(len(numbers) + 1).encode())
     schema = _IDENTITIES.sub(lambda found: b'"__id__": ' + numbers[found.group(1)], schema)
     renamed = {}
-    for index, name in enumerate(sorted(members, key=lambda name: schema.find(name.encode()))):
+    for index, name in enumerate(sorted(members, key=lambda name: schema.find(f'"{name}"'.encode()))):
         fresh = f"part-{index:05d}{Path(name).suffix}"
         schema = schema.replace(f'"{name}"'.encode(), f'"{fresh}"'.encode())
         renamed[fresh] = members[name]
@@ -83,15 +95,16 @@ def folder_digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_digest(path) for path in files}
 
 
-def untrusted_types(path: Path, allowed_packages: Collection[str] = ()) -> list[str]:
+def untrusted_types(file: Path | bytes, allowed_packages: Collection[str] = ()) -> list[str]:
     """The types in a skops file that neither skops, nor our list, nor an allowed package vouches for.
 
     scikit-learn's own internals are vouched for one by one; other allowed packages by their name.
     """
     import skops.io
 
+    content = file if isinstance(file, bytes) else file.read_bytes()
     packages = {package for package in allowed_packages if package != "sklearn"}
-    found: list[str] = skops.io.get_untrusted_types(file=path)
+    found: list[str] = skops.io.get_untrusted_types(data=content)
     return [name for name in found if name not in TRUSTED_TYPES and name.partition(".")[0] not in packages]
 
 
@@ -105,15 +118,17 @@ def load_model(path: Path, *, digest: str, allowed_packages: Collection[str] = (
 
     if not path.is_file():
         raise UntrustedModelError(f"{path}: there is no model file")
-    found = file_digest(path)
+    # Read once: what is checked is what is loaded, whatever happens to the file in the meantime.
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise UntrustedModelError(f"{path}: its digest is {found[:12]}…, and {digest[:12]}… was recorded")
-    strangers = untrusted_types(path, allowed_packages)
+    strangers = untrusted_types(content, allowed_packages)
     if strangers:
         raise UntrustedModelError(
             f"{path}: it holds types that are not on the allow-list: {', '.join(strangers)}"
         )
-    return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+    return skops.io.loads(content, trusted=skops.io.get_untrusted_types(data=content))
 
 
 def read_json(path: Path) -> Any:

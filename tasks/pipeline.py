@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator, is_classifier, is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -22,6 +23,9 @@ from deployments.training import CategoricalFeatures, NumericFeatures
 
 MISSING = "(missing)"
 """The category that stands for a missing value."""
+
+Folds = list[tuple[np.ndarray, np.ndarray]]
+"""Row indices of the two sides of each fold."""
 
 MODEL = "model"
 """The name of the estimator's step in the pipeline."""
@@ -56,7 +60,11 @@ def make_estimator(
     Raises:
         BadInputError: an unknown parameter, or a regressor where classes are predicted (or the reverse).
     """
-    estimator = import_estimator(path, allowed_packages)()
+    found = import_estimator(path, allowed_packages)
+    try:
+        estimator = found()
+    except TypeError as error:
+        raise BadInputError(f"estimator {path!r} cannot be made from parameters in YAML: {error}") from None
     known = estimator.get_params()
     for name in params:
         if name not in known:
@@ -82,17 +90,20 @@ def make_pipeline(spec: ModelSpec, estimator: BaseEstimator) -> Pipeline:
         certain = [name for name in features.boolean if not spec.feature_contract.columns[name].nullable]
         unsure = [name for name in features.boolean if name not in certain]
         steps += [("boolean", "passthrough", certain)] if certain else []
-        steps += [("boolean_or_null", SimpleImputer(strategy="most_frequent"), unsure)] if unsure else []
+        steps += [("boolean_or_null", _imputer("most_frequent"), unsure)] if unsure else []
     if features.categorical.columns:
         encoder = _categorical(features.categorical, spec.target.kind)
         steps.append(("categorical", encoder, list(features.categorical.columns)))
     if features.dates.columns:
-        parts = Pipeline(
-            [("parts", DateParts(features.dates.parts)), ("impute", SimpleImputer(strategy="median"))]
-        )
+        parts = Pipeline([("parts", DateParts(features.dates.parts)), ("impute", _imputer("median"))])
         steps.append(("dates", parts, list(features.dates.columns)))
     preprocess = ColumnTransformer(steps, remainder="drop", sparse_threshold=0.0)
     return Pipeline([("preprocess", preprocess), (MODEL, estimator)])
+
+
+def _imputer(strategy: str, **options: Any) -> SimpleImputer:
+    """An imputer that keeps columns without any value, so that a fold or a slow month cannot lose one."""
+    return SimpleImputer(strategy=strategy, keep_empty_features=True, **options)
 
 
 def _numeric(numeric: NumericFeatures) -> Any:
@@ -102,11 +113,10 @@ def _numeric(numeric: NumericFeatures) -> Any:
         steps.append(
             (
                 "impute",
-                SimpleImputer(
-                    strategy="constant" if zero else numeric.impute,
+                _imputer(
+                    "constant" if zero else numeric.impute,
                     fill_value=0 if zero else None,
                     add_indicator=numeric.missing_indicator,
-                    keep_empty_features=True,
                 ),
             )
         )
@@ -126,13 +136,25 @@ def _categorical(categorical: CategoricalFeatures, kind: TaskKind) -> Any:
         encoder = TargetEncoder(
             target_type="continuous" if kind is TaskKind.REGRESSION else kind.value, random_state=0
         )
-    fill = SimpleImputer(strategy="constant", fill_value=MISSING)
-    return Pipeline([("fill", fill), ("encode", encoder)])
+    return Pipeline([("fill", _imputer("constant", fill_value=MISSING)), ("encode", encoder)])
 
 
-def calibrated(pipeline: BaseEstimator, method: str | None, folds: int) -> BaseEstimator:
+def calibrated(pipeline: BaseEstimator, method: str | None, folds: int | Folds) -> BaseEstimator:
     """The pipeline, wrapped in cross-validated calibration where a method is named."""
     return CalibratedClassifierCV(pipeline, method=method, cv=folds) if method else pipeline
+
+
+def without_folds(model: BaseEstimator, count: int) -> BaseEstimator:
+    """A fitted model without the row numbers that it was calibrated by: they would travel in its file."""
+    for part in (model, getattr(model, "estimator", None), getattr(model, "estimator_", None)):
+        if isinstance(part, CalibratedClassifierCV):
+            part.set_params(cv=count)
+    return model
+
+
+def model_prefix(model: BaseEstimator) -> str:
+    """What the names of the estimator's own parameters begin with, in a pipeline or a calibrated one."""
+    return f"estimator__{MODEL}__" if isinstance(model, CalibratedClassifierCV) else f"{MODEL}__"
 
 
 def with_threshold(model: BaseEstimator, threshold: float, positive: object) -> BaseEstimator:

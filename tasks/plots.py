@@ -27,7 +27,7 @@ def evaluation_plots(
         drawn["residuals"] = residuals_plot(truth, said)
         return drawn
     drawn["confusion"] = confusion_plot(truth, said)
-    if spec.target.kind is TaskKind.BINARY:
+    if spec.target.kind is TaskKind.BINARY and said.finite:
         assert said.classes is not None
         assert said.positive is not None
         outcome = truth == said.classes[said.positive]

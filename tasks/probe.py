@@ -2,21 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OrdinalEncoder
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from deployments.declared import Declared
+from deployments.errors import first_line
 from deployments.gates import RobustnessGate
-from deployments.measures import TaskKind
+from deployments.measures import MEASURES, TaskKind
 from deployments.spec import ModelSpec
-from tasks.metrics import outputs_of
+from tasks.metrics import Outputs, measure, outputs_of
 
 UNSEEN = "(never seen before)"
 
@@ -45,20 +45,27 @@ class SingleFeature(Declared):
 
 
 def latency(model: Any, inputs: pd.DataFrame, requests: int) -> Latency:
-    """Time one-row predictions, each of another row, after ten to warm up."""
-    rows = [inputs.iloc[[place % len(inputs)]] for place in range(requests + 10)]
+    """Time one-row predictions, each of another row, after ten to warm up.
+
+    A slow model is asked less often: it takes at most `_LATENCY_SECONDS`, once there are 50 answers.
+    """
     predict = getattr(model, "predict_proba", model.predict)
-    seconds = []
-    for row in rows:
+    for place in range(_WARM_UP):
+        predict(inputs.iloc[[place % len(inputs)]])
+    measured: list[float] = []
+    while len(measured) < requests and (len(measured) < 50 or sum(measured) < _LATENCY_SECONDS):
+        row = inputs.iloc[[(_WARM_UP + len(measured)) % len(inputs)]]
         started = time.perf_counter()
         predict(row)
-        seconds.append(time.perf_counter() - started)
-    measured = np.asarray(seconds[10:]) * 1000
+        measured.append(time.perf_counter() - started)
     return Latency(
-        requests=requests,
-        p50_milliseconds=float(np.quantile(measured, 0.5)),
-        p95_milliseconds=float(np.quantile(measured, 0.95)),
+        requests=len(measured),
+        p50_milliseconds=float(np.quantile(measured, 0.5)) * 1000,
+        p95_milliseconds=float(np.quantile(measured, 0.95)) * 1000,
     )
+
+
+_WARM_UP, _LATENCY_SECONDS = 10, 2.0
 
 
 def robustness(model: Any, inputs: pd.DataFrame, spec: ModelSpec, gate: RobustnessGate) -> tuple[Swing, ...]:
@@ -76,9 +83,7 @@ def robustness(model: Any, inputs: pd.DataFrame, spec: ModelSpec, gate: Robustne
         try:
             after = _scores(model, perturb(sample.copy(), np.random.default_rng(0)), spec)
         except (ValueError, TypeError) as error:
-            swings.append(
-                Swing(perturbation=name, swing=math.nan, error=str(error).strip().splitlines()[0][:200])
-            )
+            swings.append(Swing(perturbation=name, swing=math.nan, error=first_line(error)[:200]))
             continue
         swings.append(Swing(perturbation=name, swing=float(np.mean(np.abs(after - before)) / unit)))
     return tuple(swings)
@@ -94,21 +99,25 @@ Perturbation = Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]
 
 
 def _perturbations(spec: ModelSpec, gate: RobustnessGate) -> dict[str, Perturbation]:
-    features = spec.features
+    """Noise on numbers; values missing wherever the pipeline or the contract provides for it; unseen categories."""
+    features, declared = spec.features, spec.feature_contract.columns
+    numbers, categories = features.numeric.columns, features.categorical.columns
+    share = gate.missing_share
+    nullable = {name for name in features.columns if declared[name].nullable}
+    blanks = {
+        "missing numbers": [n for n in numbers if n in nullable or features.numeric.impute != "none"],
+        "missing categories": list(categories),
+        "missing booleans": [n for n in features.boolean if n in nullable],
+        "missing dates": list(features.dates.columns),
+    }
     ways: dict[str, Perturbation] = {}
-    if features.numeric.columns:
-        ways["noise on numbers"] = lambda rows, draw: _noisy(rows, features.numeric.columns, gate.noise, draw)
-        if features.numeric.impute != "none":
-            ways["missing numbers"] = lambda rows, draw: _blanked(
-                rows, features.numeric.columns, gate.missing_share, draw
-            )
-    if features.categorical.columns:
-        ways["missing categories"] = lambda rows, draw: _blanked(
-            rows, features.categorical.columns, gate.missing_share, draw
-        )
-        ways["unseen categories"] = lambda rows, draw: _unseen(
-            rows, features.categorical.columns, gate.missing_share, draw
-        )
+    if numbers:
+        ways["noise on numbers"] = lambda rows, draw: _noisy(rows, numbers, gate.noise, draw)
+    for name, columns in blanks.items():
+        if columns:
+            ways[name] = partial(_blanked, columns, share)
+    if categories:
+        ways["unseen categories"] = lambda rows, draw: _unseen(rows, categories, share, draw)
     return ways
 
 
@@ -122,12 +131,12 @@ def _noisy(
 
 
 def _blanked(
-    rows: pd.DataFrame, columns: tuple[str, ...], share: float, draw: np.random.Generator
+    columns: Sequence[str], share: float, rows: pd.DataFrame, draw: np.random.Generator
 ) -> pd.DataFrame:
     for name in columns:
         gone = draw.random(len(rows)) < share
-        values = rows[name] if rows[name].dtype == object else rows[name].astype(float)
-        rows[name] = values.where(~gone, np.nan)
+        values = rows[name].astype(float) if rows[name].dtype.kind in "biu" else rows[name]
+        rows[name] = values.where(~gone)
     return rows
 
 
@@ -145,52 +154,78 @@ def single_features(
     """The cross-validated score of a small tree on each feature alone, best first.
 
     The score is ROC AUC (one class against the rest, macro average), or R² for regression; at most `rows` rows
-    of training data are looked at.
+    of training data are looked at, and classes with fewer than three of them are left out.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(len(inputs))[:rows])
+    if kind is not TaskKind.REGRESSION:
+        _, places, counts = np.unique(truth[chosen], return_inverse=True, return_counts=True)
+        chosen = chosen[counts[places] >= _FOLDS]
+        if (counts >= _FOLDS).sum() < 2:
+            return tuple(SingleFeature(feature=name, score=math.nan) for name in inputs.columns)
     inputs, truth = inputs.iloc[chosen], truth[chosen]
-    regression = kind is TaskKind.REGRESSION
-    tree = (DecisionTreeRegressor if regression else DecisionTreeClassifier)(
-        max_depth=4, min_samples_leaf=20, random_state=0
+    splitter = (KFold if kind is TaskKind.REGRESSION else StratifiedKFold)(
+        _FOLDS, shuffle=True, random_state=0
     )
-    folds = (KFold if regression else StratifiedKFold)(3, shuffle=True, random_state=0)
-    scoring = "r2" if regression else "roc_auc_ovr" if kind is TaskKind.MULTICLASS else "roc_auc"
+    folds = list(splitter.split(inputs, truth))
     found = []
     for name in inputs.columns:
-        column = inputs[[name]]
-        if column[name].dtype == object:
-            encoder = OrdinalEncoder(
-                handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2
-            )
-            model: Any = make_pipeline(encoder, tree)
-        else:
-            column = column.assign(**{name: _numbers(column[name])})
-            model = tree
-        scores = cross_val_score(model, column, truth, cv=folds, scoring=scoring, error_score=np.nan)
+        values = _numbers(inputs[name])
+        scores = [_score_alone(values, truth, train, test, kind) for train, test in folds]
         found.append(SingleFeature(feature=name, score=float(np.mean(scores))))
-    return tuple(sorted(found, key=lambda item: -item.score if not math.isnan(item.score) else -math.inf))
+    return tuple(sorted(found, key=lambda item: math.inf if math.isnan(item.score) else -item.score))
 
 
-def _numbers(values: pd.Series) -> pd.Series:
-    if pd.api.types.is_datetime64_any_dtype(values):
-        return values.astype("int64").astype(float)
-    return values.astype(float)
+_FOLDS = 3
 
 
-def importance(model: Any, inputs: pd.DataFrame, truth: np.ndarray, spec: ModelSpec) -> dict[str, float]:
-    """Permutation importance (Breiman 2001): how much the selection metric loses without each feature, best first."""
-    from sklearn.inspection import permutation_importance
+def _numbers(column: pd.Series) -> np.ndarray:
+    """A feature as floats of shape (rows, 1): dates as microseconds, categories numbered by name."""
+    if column.dtype == object:
+        codes = pd.factorize(column, sort=True)[0].astype(float)
+        values = np.where(codes < 0, np.nan, codes)
+    elif pd.api.types.is_datetime64_any_dtype(column):
+        values = column.astype("int64").astype(float).where(column.notna()).to_numpy()
+    else:
+        values = column.to_numpy(dtype=float)
+    return values[:, np.newaxis]
 
-    from tasks.search import make_scorer
 
-    found = permutation_importance(
-        model,
-        inputs,
-        truth,
-        scoring=make_scorer(spec.training.metric, spec.target),
-        n_repeats=3,
-        random_state=0,
-        max_samples=min(len(inputs), 2000),
-    )
-    ranked = sorted(zip(inputs.columns, found.importances_mean, strict=True), key=lambda pair: -pair[1])
-    return {str(name): float(value) for name, value in ranked}
+def _score_alone(
+    values: np.ndarray, truth: np.ndarray, train: np.ndarray, test: np.ndarray, kind: TaskKind
+) -> float:
+    """The score of a tree on one feature; that of a guess where the feature has no value to learn from."""
+    if np.isnan(values[train]).all():
+        return 0.0 if kind is TaskKind.REGRESSION else 0.5
+    small = {"max_depth": 4, "min_samples_leaf": 20, "random_state": 0}
+    if kind is TaskKind.REGRESSION:
+        said = DecisionTreeRegressor(**small).fit(values[train], truth[train]).predict(values[test])
+        return measure("r2", truth[test], Outputs(said))
+    tree = DecisionTreeClassifier(**small).fit(values[train], truth[train])
+    said = Outputs(truth[test], tree.predict_proba(values[test]), tree.classes_)
+    return measure("roc_auc_ovr", truth[test], said)
+
+
+def importance(
+    model: Any, inputs: pd.DataFrame, truth: np.ndarray, spec: ModelSpec, rows: int = 1000
+) -> dict[str, float]:
+    """Permutation importance (Breiman 2001): how much the selection metric loses without each feature, best first.
+
+    The mean of three permutations of each feature, on a seeded sample of at most `rows` rows.
+    """
+    draw, metric = np.random.default_rng(0), spec.training.metric
+    chosen = np.sort(draw.permutation(len(inputs))[:rows])
+    inputs, truth = inputs.iloc[chosen], truth[chosen]
+    whole = measure(metric, truth, outputs_of(model, inputs, spec.target))
+    thrice = pd.concat([inputs] * _PERMUTATIONS, ignore_index=True)
+    lost = {}
+    for name in inputs.columns:
+        shuffled = np.concatenate([draw.permutation(len(inputs)) for _ in range(_PERMUTATIONS)])
+        permuted = thrice.assign(**{name: inputs[name].iloc[shuffled].reset_index(drop=True)})
+        said = outputs_of(model, permuted, spec.target)
+        parts = np.array_split(np.arange(len(permuted)), _PERMUTATIONS)
+        without = [measure(metric, truth, said.take(part)) for part in parts]
+        lost[str(name)] = MEASURES[metric].improvement(whole, float(np.mean(without)))
+    return dict(sorted(lost.items(), key=lambda pair: math.inf if math.isnan(pair[1]) else -pair[1]))
+
+
+_PERMUTATIONS = 3

@@ -90,24 +90,20 @@ class Target:
 class Key:
     """The columns that tell rows apart, and those of which each would do alone.
 
-    `groups` is how many different keys there are among the `rows`.
+    `groups` is how many different keys there are among the `rows`. A key that is an identifier is nothing else;
+    the columns of any other key only happen to tell rows apart, and are there to be learned from.
     """
 
     columns: tuple[str, ...]
     rows: int
     groups: int
+    is_identifier: bool
     others: tuple[str, ...] = ()
-    made_of_features: bool = False
 
     @property
     def is_unique(self) -> bool:
         """Whether no two rows share a key."""
         return self.groups == self.rows
-
-    @property
-    def is_identifier(self) -> bool:
-        """Whether the key is nothing but a key; otherwise its columns are what a model may learn from."""
-        return not self.made_of_features
 
 
 @dataclass(frozen=True)
@@ -256,9 +252,8 @@ def _key(found: Survey, columns: Mapping[str, Column], personal: Collection[str]
     ]
     if alone:
         alone.sort(key=lambda name: (name in personal, not is_identifier(name), columns[name].is_moment))
-        return Key(
-            (alone[0],), found.rows, found.rows, tuple(name for name in alone[1:] if name not in personal)
-        )
+        others = tuple(name for name in alone[1:] if name not in personal)
+        return Key((alone[0],), found.rows, found.rows, is_identifier=True, others=others)
     candidates = [
         column
         for name, column in columns.items()
@@ -286,8 +281,8 @@ def _key(found: Survey, columns: Mapping[str, Column], personal: Collection[str]
             fewer = [other for other in chosen if other != name]
             if distinct(fewer) == groups:
                 chosen = fewer
-    accident = not all(is_identifier(name) or columns[name].is_moment for name in chosen)
-    return Key(tuple(chosen), found.rows, groups, made_of_features=accident)
+    meant = all(is_identifier(name) or columns[name].is_moment for name in chosen)
+    return Key(tuple(chosen), found.rows, groups, is_identifier=meant)
 
 
 def _is_no_accident(column: Column) -> bool:

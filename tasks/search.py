@@ -1,5 +1,6 @@
 """Search: the best parameters of one candidate by cross-validation on the training part."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,9 +32,7 @@ from deployments.training import (
     Values,
 )
 from tasks.metrics import measure, outputs_of
-from tasks.pipeline import MODEL
-
-Folds = list[tuple[np.ndarray, np.ndarray]]
+from tasks.pipeline import Folds, model_prefix
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,34 @@ def search(
     truth: np.ndarray,
     folds: Folds,
 ) -> SearchResult:
-    """Try what the plan says and return the best; the same seed gives the same result."""
+    """Try what the plan says and return the best; the same seed gives the same result.
+
+    Raises:
+        ValueError: an estimator refuses its parameters or the data, or the metric is not defined on a fold.
+    """
+    found = _search(spec, pipeline, plan, inputs, truth, folds)
+    undefined = [str(place) for place, score in enumerate(found.folds, 1) if math.isnan(score)]
+    if undefined:
+        raise ValueError(
+            f"{spec.training.metric} is not defined on fold {', '.join(undefined)} of {len(folds)}: "
+            "a class is missing there, or the model gives NaN; fewer folds may help"
+        )
+    return found
+
+
+def _search(
+    spec: ModelSpec,
+    pipeline: BaseEstimator,
+    plan: GridSearch | RandomSearch | HalvingSearch | OptunaSearch | None,
+    inputs: pd.DataFrame,
+    truth: np.ndarray,
+    folds: Folds,
+) -> SearchResult:
     metric, seed = spec.training.metric, spec.training.seed
     sign = 1.0 if MEASURES[metric].higher_is_better else -1.0
     scorer = make_scorer(metric, spec.target)
+    prefix = model_prefix(pipeline)
+    space = {} if plan is None else _prefixed(plan.space, prefix)
     match plan:
         case None:
             scores = [_fold_score(pipeline, {}, inputs, truth, fold, scorer) for fold in folds]
@@ -105,27 +128,30 @@ def search(
         case OptunaSearch():
             return _optuna(pipeline, plan, inputs, truth, folds, scorer, seed, sign)
         case GridSearch():
-            searcher = GridSearchCV(pipeline, _prefixed(plan.space), scoring=scorer, cv=folds, refit=False)
+            searcher = GridSearchCV(
+                pipeline, space, scoring=scorer, cv=folds, refit=False, error_score="raise"
+            )
         case RandomSearch():
             searcher = RandomizedSearchCV(
                 pipeline,
-                _prefixed(plan.space),
+                space,
                 n_iter=min(plan.iterations, _size(plan.space)),
                 scoring=scorer,
                 cv=folds,
                 refit=False,
+                error_score="raise",
                 random_state=seed,
             )
         case HalvingSearch():
-            survivor, tried = _halving(pipeline, plan, inputs, truth, folds, scorer, seed)
+            survivor, tried = _halving(pipeline, plan, space, inputs, truth, folds, scorer, seed)
             scores = [_fold_score(pipeline, survivor, inputs, truth, fold, scorer) for fold in folds]
-            return SearchResult(_plain(survivor), tuple(sign * score for score in scores), tried)
+            return SearchResult(_plain(survivor, prefix), tuple(sign * score for score in scores), tried)
     searcher.fit(inputs, truth)
     results = searcher.cv_results_
     best = int(np.argmin(results["rank_test_score"]))
     scores = [results[f"split{i}_test_score"][best] for i in range(len(folds))]
     return SearchResult(
-        _plain(results["params"][best]),
+        _plain(results["params"][best], prefix),
         tuple(sign * float(score) for score in scores),
         len(results["params"]),
     )
@@ -134,6 +160,7 @@ def search(
 def _halving(
     pipeline: BaseEstimator,
     plan: HalvingSearch,
+    space: Mapping[str, Any],
     inputs: pd.DataFrame,
     truth: np.ndarray,
     folds: Folds,
@@ -146,7 +173,7 @@ def _halving(
 
     searcher = HalvingRandomSearchCV(
         pipeline,
-        _prefixed(plan.space),
+        space,
         n_candidates=min(plan.iterations, _size(plan.space)),
         factor=plan.factor,
         min_resources=min(len(truth), max(100, len(truth) // plan.factor**2)),
@@ -154,6 +181,7 @@ def _halving(
         scoring=scorer,
         cv=folds,
         refit=False,
+        error_score="raise",
         random_state=seed,
     )
     searcher.fit(inputs, truth)
@@ -173,12 +201,14 @@ def _optuna(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    prefix = model_prefix(pipeline)
 
     def objective(trial: optuna.Trial) -> float:
-        params = {f"{MODEL}__{name}": _suggest(trial, name, space) for name, space in plan.space.items()}
+        params = {prefix + name: _suggest(trial, name, space) for name, space in plan.space.items()}
         scores = [_fold_score(pipeline, params, inputs, truth, fold, scorer) for fold in folds]
         trial.set_user_attr("folds", scores)
-        return float(np.mean(scores))
+        mean = float(np.mean(scores))
+        return -math.inf if math.isnan(mean) else mean
 
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.optimize(objective, n_trials=plan.iterations)
@@ -207,9 +237,9 @@ def _fold_score(
     return float(scorer(model, inputs.iloc[test], truth[test]))
 
 
-def _prefixed(space: Mapping[str, Values | Range] | Mapping[str, Values]) -> dict[str, Any]:
+def _prefixed(space: Mapping[str, Values | Range] | Mapping[str, Values], prefix: str) -> dict[str, Any]:
     return {
-        f"{MODEL}__{name}": _distribution(values) if isinstance(values, Range) else list(values)
+        prefix + name: _distribution(values) if isinstance(values, Range) else list(values)
         for name, values in space.items()
     }
 
@@ -243,8 +273,8 @@ def _size(space: Mapping[str, Values | Range]) -> int:
     return size
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(f"{MODEL}__"): _python(value) for name, value in params.items()}
+def _plain(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): _python(value) for name, value in params.items()}
 
 
 def _python(value: Any) -> Any:

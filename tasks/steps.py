@@ -19,7 +19,7 @@ from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks import publish
 from tasks.champion import Standing, TrainingSnapshots, reference_snapshots
-from tasks.conclude import check_contract, conclude, version_tags
+from tasks.conclude import check_contract, conclude, version_tags, without_credentials
 from tasks.evaluate import Evaluation, evaluate_challenger
 from tasks.features import build_training_features
 from tasks.gate import GateReport, judge
@@ -205,7 +205,7 @@ def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: An
     links = {
         "training report": outcome.reports.training,
         "contract report": outcome.reports.contract,
-        "MLflow run": f"{run.run_id} at {platform.mlflow.tracking_uri}",
+        "MLflow run": f"{run.run_id} at {without_credentials(platform.mlflow.tracking_uri)}",
     }
     publish.publish_links(loaded.name, links)
     return outcome

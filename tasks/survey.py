@@ -66,8 +66,8 @@ SHAPES = {
     "an e-mail address": r"^\s*[^@\s]+@[^@\s]+\.[^@\s]+\s*$",
     "a social security number": r"^\s*\d{3}-\d{2}-\d{4}\s*$",
     "a bank account": r"^\s*[A-Z]{2}\d{2}( ?[A-Z0-9]{4}){2,7}( ?[A-Z0-9]{1,3})?\s*$",
-    "a phone number": r"^\s*\+?[\d(][\d ()./-]{5,18}\d\s*$",
     "a network address": r"^\s*\d{1,3}(\.\d{1,3}){3}\s*$",
+    "a phone number": r"^\s*\+?[\d(][\d ()./-]{5,18}\d\s*$",
 }
 """Texts whose shape tells what they are."""
 

@@ -24,7 +24,7 @@ def openmp_threads(rows: int, workers: int) -> int:
 @contextmanager
 def limited_threads(openmp: int) -> Iterator[None]:
     """Run the block with one BLAS thread, and at most `openmp` OpenMP threads in the calling thread."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with _blas, threadpool_limits(openmp, user_api="openmp"):
         yield

@@ -78,9 +78,7 @@ class Tracking:
         moment = self._moment(run) if metrics else 0
         self.client.log_batch(
             run,
-            metrics=[
-                Metric(k, float(v), moment, 0) for k, v in (metrics or {}).items() if math.isfinite(v)
-            ],
+            metrics=[Metric(k, float(v), moment, 0) for k, v in (metrics or {}).items() if math.isfinite(v)],
             params=[Param(k, str(v)[:6000]) for k, v in (params or {}).items()],
             tags=[RunTag(k, str(v)[:5000]) for k, v in (tags or {}).items()],
         )

@@ -6,11 +6,12 @@ and carries on from there.
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 import time
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,22 @@ import pandas as pd
 import pyarrow as pa
 
 from deployments.declared import Declared
-from deployments.errors import BadInputError, ContenderError
+from deployments.errors import BadInputError, ContenderError, first_line
 from deployments.measures import MEASURES, TaskKind
 from deployments.spec import LoadedSpec
 from deployments.training import Candidate, Threshold
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks import model_file
+from tasks.champion import TRAINING_ROWS, write_training_rows
 from tasks.code_version import CodeVersion, code_version, environment_lock
-from tasks.frame import model_inputs, target_values
+from tasks.frame import input_schema, model_inputs, target_values
 from tasks.metrics import Outputs, measure, outputs_of
-from tasks.pipeline import calibrated, make_estimator, make_pipeline, with_threshold
+from tasks.pipeline import calibrated, make_estimator, make_pipeline, with_threshold, without_folds
 from tasks.progress import stage
 from tasks.search import fold_columns, make_folds, search
 from tasks.split import ROW_ID, Development, Parts
+from tasks.threads import limited_threads, openmp_threads
 from tasks.tracking import TAG, Tracking
 
 EXAMPLE_ROWS = 5
@@ -132,9 +135,8 @@ def open_run(
     code = code_version()
     if code.dirty and not platform.environment.allow_dirty_tree:
         raise DirtyTreeError(
-            f"environment {platform.environment.name!r} trains from committed code only: commit or discard the changes"
-            if code.commit
-            else f"environment {platform.environment.name!r} trains from committed code only, and this is no git checkout"
+            f"environment {platform.environment.name!r} trains from committed code only"
+            + (": commit or discard the changes" if code.commit else ", and this is no git checkout")
         )
     tracking = Tracking(platform)
     experiment = tracking.experiment(loaded.name)
@@ -182,7 +184,7 @@ def _describe_run(
         params={
             "as_of": as_of.isoformat(),
             "split": loaded.spec.split.kind,
-            "gold": f"{gold.table} v{gold.version}",
+            "gold": f"{gold.table} {gold.digest[:12]}",
             "code_digest": code.digest[:16],
             **{f"rows_{name}": part.snapshot.rows for name, part in named.items()},
         },
@@ -213,7 +215,15 @@ def check_candidates(loaded: LoadedSpec, platform: Platform) -> None:
     for candidate in spec.training.candidates:
         searched = dict.fromkeys(candidate.search.space) if candidate.search else {}
         try:
-            _estimator(loaded, platform, candidate, candidate.params)
+            made = _estimator(loaded, platform, candidate, candidate.params)
+            if not (
+                spec.target.kind is TaskKind.REGRESSION
+                or candidate.calibrate
+                or hasattr(made, "predict_proba")
+            ):
+                raise BadInputError(
+                    f"estimator {candidate.estimator!r} gives no probabilities; add `calibrate: sigmoid`"
+                )
             _estimator(loaded, platform, candidate, {**candidate.params, **searched})
         except BadInputError as error:
             raise BadInputError(f"{loaded.path}: candidate {candidate.name!r}: {error}") from None
@@ -258,11 +268,13 @@ def train_candidate(
         else tracking.create_run(run.experiment_id, candidate.name, tags, parent=run.run_id)
     )
     started = time.perf_counter()
-    with stage(f"candidate {candidate.name}"):
+    rows, workers = development.train.snapshot.rows, platform.environment.task_runner.workers
+    with stage(f"candidate {candidate.name}"), limited_threads(openmp_threads(rows, workers)):
         result = _compete(loaded, platform, child, development, candidate, started)
     tracking.log(
         child,
-        params={"estimator": candidate.estimator, "tried": result.tried} | result.params,
+        params={"estimator": candidate.estimator, "tried": result.tried}
+        | {f"model_{name}": value for name, value in result.params.items()},
         metrics={
             f"validation_{loaded.spec.training.metric}": result.validation,
             f"cross_validation_{loaded.spec.training.metric}": result.cross_validation,
@@ -287,15 +299,19 @@ def _compete(
     rows = platform.tables.read(development.train.snapshot)
     inputs, truth = model_inputs(rows, spec), target_values(rows, spec)
     group_columns, time_column = fold_columns(spec)
-    folds = make_folds(spec, truth, _codes(rows, group_columns), _times(rows, time_column))
-    base = make_pipeline(spec, _estimator(loaded, platform, candidate, candidate.params))
+    pipeline = make_pipeline(spec, _estimator(loaded, platform, candidate, candidate.params))
     try:
+        groups = _codes(rows, group_columns)
+        folds = make_folds(spec, truth, groups, _times(rows, time_column))
+        # An estimator without probabilities of its own is searched as it will serve: calibrated.
+        own = spec.target.kind is TaskKind.REGRESSION or hasattr(pipeline, "predict_proba")
+        base = pipeline if own else calibrated(pipeline, candidate.calibrate, spec.training.folds)
         found = search(spec, base, candidate.search, inputs, truth, folds)
         params = {**candidate.params, **found.params}
-        model = _unfitted(loaded, platform, candidate, params).fit(inputs, truth)
+        model = _unfitted(loaded, platform, candidate, params, rows).fit(inputs, truth)
     except (ValueError, TypeError) as error:
         raise BadInputError(
-            f"{loaded.path}: candidate {candidate.name!r} cannot be trained: {str(error).strip().splitlines()[-1]}"
+            f"{loaded.path}: candidate {candidate.name!r} cannot be trained: {first_line(error)}"
         ) from None
     held = platform.tables.read(development.validation.snapshot)
     said = outputs_of(model, model_inputs(held, spec), spec.target)
@@ -311,9 +327,17 @@ def _compete(
     )
 
 
-def _unfitted(loaded: LoadedSpec, platform: Platform, candidate: Candidate, params: dict[str, Any]) -> Any:
-    pipeline = make_pipeline(loaded.spec, _estimator(loaded, platform, candidate, params))
-    return calibrated(pipeline, candidate.calibrate, loaded.spec.training.folds)
+def _unfitted(
+    loaded: LoadedSpec, platform: Platform, candidate: Candidate, params: dict[str, Any], rows: pa.Table
+) -> Any:
+    """Pipeline and estimator, to be fitted to `rows`; calibration tears no group apart either."""
+    spec = loaded.spec
+    pipeline = make_pipeline(spec, _estimator(loaded, platform, candidate, params))
+    groups = _codes(rows, fold_columns(spec)[0]) if candidate.calibrate else None
+    torn = (
+        spec.training.folds if groups is None else make_folds(spec, target_values(rows, spec), groups, None)
+    )
+    return calibrated(pipeline, candidate.calibrate, torn)
 
 
 def _codes(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray | None:
@@ -321,7 +345,7 @@ def _codes(rows: pa.Table, columns: tuple[str, ...]) -> np.ndarray | None:
     if not columns:
         return None
     frame = pd.DataFrame({name: rows.column(name).to_pandas() for name in columns})
-    return np.asarray(frame.groupby(list(columns), sort=False).ngroup())
+    return np.asarray(frame.groupby(list(columns), sort=False, dropna=False).ngroup())
 
 
 def _times(rows: pa.Table, column: str | None) -> np.ndarray | None:
@@ -333,17 +357,22 @@ def _times(rows: pa.Table, column: str | None) -> np.ndarray | None:
 
 
 def rank(loaded: LoadedSpec, results: list[CandidateResult]) -> Leaderboard:
-    """Candidates by their score on the validation part, best first.
+    """Candidates by their score on the validation part, best first; those without one come last.
 
     Raises:
         ContenderError: no candidate has a score.
     """
     measured = MEASURES[loaded.spec.training.metric]
-    scored = [result for result in results if result.validation == result.validation]
-    if not scored:
+    if not any(math.isfinite(result.validation) for result in results):
         raise ContenderError(f"no candidate has a {measured.name} on the validation part")
     sign = -1 if measured.higher_is_better else 1
-    ordered = sorted(scored, key=lambda result: (sign * result.validation, result.name))
+    ordered = sorted(
+        results,
+        key=lambda result: (
+            sign * result.validation if math.isfinite(result.validation) else math.inf,
+            result.name,
+        ),
+    )
     return Leaderboard(metric=measured.name, candidates=tuple(ordered))
 
 
@@ -364,24 +393,25 @@ def train_winner(
     candidate = next(item for item in spec.training.candidates if item.name == winner.name)
     train = platform.tables.read(development.train.snapshot)
     validation = platform.tables.read(development.validation.snapshot)
-    with stage("refit the winner"):
-        threshold = _threshold(loaded, platform, candidate, winner.params, train, validation)
-        both = spec.training.refit_on == "train_and_validation"
-        rows = pa.concat_tables([train, validation]) if both else train
-        inputs, truth = model_inputs(rows, spec), target_values(rows, spec)
-        model = _unfitted(loaded, platform, candidate, winner.params)
-        if threshold is not None:
-            model = with_threshold(model, threshold, _as_class(spec.target.positive, truth))
-        model.fit(inputs, truth)
-    said = outputs_of(model, inputs, spec.target)
-    with stage("save the model"):
-        trained = _log_model(loaded, platform, run, winner, model, inputs, said, truth, threshold)
-    ids = rows.column(ROW_ID)
+    both = spec.training.refit_on == "train_and_validation"
+    seen = pa.concat_tables([train, validation])
+    rows = seen if both else train
+    inputs, truth = model_inputs(rows, spec), target_values(rows, spec)
+    with limited_threads(openmp_threads(len(inputs), workers=1)):
+        with stage("refit the winner"):
+            threshold = _threshold(loaded, platform, candidate, winner.params, train, validation)
+            model = _unfitted(loaded, platform, candidate, winner.params, rows)
+            if threshold is not None:
+                model = with_threshold(model, threshold, _as_class(spec.target.positive, truth))
+            model = without_folds(model.fit(inputs, truth), spec.training.folds)
+        said = outputs_of(model, inputs, spec.target)
+        with stage("save the model"):
+            trained = _log_model(loaded, platform, run, winner, model, inputs, said, truth, threshold)
+    # Rows that chose the candidate or the threshold count as seen, whether or not the model was refitted on them.
     with tempfile.TemporaryDirectory() as folder:
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.table({ROW_ID: ids}), Path(folder) / "training_rows.parquet")
-        tracking.client.log_artifact(run.run_id, str(Path(folder) / "training_rows.parquet"))
+        path = Path(folder) / TRAINING_ROWS
+        write_training_rows(path, seen.column(ROW_ID))
+        tracking.client.log_artifact(run.run_id, str(path))
     tracking.log(
         run.run_id,
         params={"candidate": winner.name, "estimator": winner.estimator, "threshold": threshold}
@@ -412,7 +442,7 @@ def _threshold(
     wanted = spec.training.threshold
     if not isinstance(wanted, Threshold):
         return float(wanted)
-    model = _unfitted(loaded, platform, candidate, params).fit(
+    model = _unfitted(loaded, platform, candidate, params, train).fit(
         model_inputs(train, spec), target_values(train, spec)
     )
     said = outputs_of(model, model_inputs(validation, spec), spec.target)
@@ -421,7 +451,11 @@ def _threshold(
 
 
 def choose_threshold(metric: str, truth: np.ndarray, said: Outputs) -> float:
-    """The best of a hundred thresholds between the scores' quantiles; ties go to the lowest."""
+    """The best of a hundred thresholds between the scores' quantiles; ties go to the lowest.
+
+    Raises:
+        ContenderError: the metric is not defined at any of them.
+    """
     assert said.classes is not None
     assert said.positive is not None
     tried = np.unique(np.quantile(said.score, np.linspace(0.01, 0.99, 99)))
@@ -432,7 +466,9 @@ def choose_threshold(metric: str, truth: np.ndarray, said: Outputs) -> float:
         values.append(
             measure(metric, truth, Outputs(decided, said.probabilities, said.classes, said.positive))
         )
-    return float(tried[int(np.argmax(values))])
+    if np.isnan(values).all():
+        raise ContenderError(f"no threshold can be chosen: {metric} is not defined on the validation part")
+    return float(tried[int(np.nanargmax(values))])
 
 
 def _log_model(
@@ -448,38 +484,41 @@ def _log_model(
 ) -> TrainedModel:
     import mlflow.sklearn
     import skops.io
-    from mlflow.models import Model, infer_signature
+    from mlflow.models import Model, ModelSignature, infer_signature
 
+    spec = loaded.spec
+    dumped = skops.io.dumps(model)
+    strangers = model_file.untrusted_types(dumped, platform.environment.allowed_packages)
+    if strangers:
+        raise model_file.UntrustedModelError(
+            f"candidate {winner.name!r} makes a model with types that are not on the allow-list: "
+            f"{', '.join(strangers)}"
+        )
     client = Tracking(platform).client
+    model_id = _logged_model(client, loaded, run, winner)
     example = inputs.head(EXAMPLE_ROWS).reset_index(drop=True)
-    logged = client.create_logged_model(
-        run.experiment_id, name=loaded.name, source_run_id=run.run_id, model_type=winner.estimator
-    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         mlflow.sklearn.save_model(
             model,
             str(folder),
             serialization_format="skops",
-            skops_trusted_types=_types_of(model, skops.io),
-            signature=infer_signature(inputs.head(1000), said.predictions[:1000]),
+            skops_trusted_types=skops.io.get_untrusted_types(data=dumped),
+            signature=ModelSignature(
+                inputs=input_schema(spec), outputs=infer_signature(None, said.predictions[:1000]).outputs
+            ),
             input_example=example,
             pip_requirements=_requirements(winner.estimator),
             code_paths=_code_paths(loaded, Path(scratch)),
-            mlflow_model=Model(run_id=run.run_id, model_id=logged.model_id),
-            metadata={"contender": {"model": loaded.name, "positive": str(loaded.spec.target.positive)}},
+            mlflow_model=Model(run_id=run.run_id, model_id=model_id),
+            metadata={"contender": {"model": loaded.name, "positive": str(spec.target.positive)}},
         )
         file = folder / model_file.SKOPS_FILE
         model_file.canonicalise(file)
-        strangers = model_file.untrusted_types(file, platform.environment.allowed_packages)
-        if strangers:
-            raise model_file.UntrustedModelError(
-                f"candidate {winner.name!r} makes a model with types that are not on the allow-list: {', '.join(strangers)}"
-            )
         trained = TrainedModel(
             run_id=run.run_id,
-            model_id=logged.model_id,
-            uri=f"models:/{logged.model_id}",
+            model_id=model_id,
+            uri=f"models:/{model_id}",
             digest=model_file.file_digest(file),
             files=model_file.folder_digests(folder),
             bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
@@ -487,20 +526,28 @@ def _log_model(
             estimator=winner.estimator,
             params=winner.params,
             threshold=threshold,
-            train_metrics={name: measure(name, truth, said) for name in loaded.spec.evaluation.metrics},
+            train_metrics={name: measure(name, truth, said) for name in spec.evaluation.metrics},
             training_rows=len(inputs),
-            example=json.loads(example.to_json(orient="records", date_format="iso")),
+            example=json.loads(example.to_json(orient="records", date_format="iso", double_precision=15)),
             expected=[float(value) for value in said.take(np.arange(len(example))).score],
             expected_predictions=said.predictions[: len(example)].tolist(),
         )
-        client.log_model_artifacts(logged.model_id, str(folder))
-    client.finalize_logged_model(logged.model_id, "READY")
+        client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, "READY")
     return trained
 
 
-def _types_of(model: Any, io: Any) -> list[str]:
-    types: list[str] = io.get_untrusted_types(data=io.dumps(model))
-    return types
+def _logged_model(client: Any, loaded: LoadedSpec, run: TrainingRun, winner: CandidateResult) -> str:
+    """The id of the run's logged model: the one that an interrupted run began, where there is one."""
+    found = client.search_logged_models(
+        [run.experiment_id], filter_string=f"source_run_id = '{run.run_id}'", max_results=1
+    )
+    if found:
+        return str(found[0].model_id)
+    made = client.create_logged_model(
+        run.experiment_id, name=loaded.name, source_run_id=run.run_id, model_type=winner.estimator
+    )
+    return str(made.model_id)
 
 
 def _requirements(estimator: str) -> list[str]:
@@ -508,7 +555,7 @@ def _requirements(estimator: str) -> list[str]:
     names = {"scikit-learn", "skops", "numpy", "pandas", "scipy"}
     package = estimator.partition(".")[0]
     if package != "sklearn":
-        names.add(package)
+        names.update(packages_distributions().get(package, ()))
     return [f"{name}=={version(name)}" for name in sorted(names)]
 
 

@@ -316,7 +316,9 @@ def _row_checks(contract: TableContract, failures: Failures, tally: _Tally) -> l
             failures=count,
             samples=tuple(failures.samples[column, name]),
         )
-        for (column, name), count in sorted(failures.counts.items(), key=lambda item: -item[1])
+        for (column, name), count in sorted(
+            failures.counts.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1])
+        )
     ]
 
 

@@ -12,10 +12,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel, field_validator, model_validator
 
 from deployments.documents import load_document, parse_document
 from deployments.errors import BadInputError, ContenderError, SpecError
+from deployments.explanations import DeclarationError
 
 
 class Strict(BaseModel):
@@ -65,6 +66,17 @@ class Login(Strict):
         return value
 
 
+class Sized(Strict):
+    seed: int
+    steps: tuple[Column, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Sized":
+        raise DeclarationError(
+            ("steps", 0, "pattern"), f"{self.steps[0].pattern!r} is longer than the seed allows"
+        )
+
+
 class Tables(RootModel[dict[str, Table]]):
     pass
 
@@ -82,6 +94,7 @@ class Spec(Strict):
     limit: Literal["auto"] | int = "auto"
     source: str | Column = ""
     either: tuple[Gate | list[Gate], ...] = ()
+    steps: Annotated[tuple[Column, ...], Field(min_length=1)] = (Column(type="string"),)
     weekdays: Annotated[dict[Annotated[str, Field(pattern="^[a-z]+$")], int], Field(max_length=2)] = {}
     login: Login | None = None
 
@@ -386,6 +399,37 @@ def test_a_problem_says_what_was_expected_and_what_was_found(line: str, problem:
     (found,) = problems(f"name: churn\n{line}\n")
 
     assert found.startswith(f"model.yaml:2: {problem}")
+
+
+def test_a_list_whose_only_item_is_bad_is_not_also_called_too_short() -> None:
+    assert problems("name: churn\nsteps: [{type: float, pattern: 3}]\n") == [
+        "model.yaml:2: steps[0].pattern: expected text, found the number 3; put it in quotes"
+    ]
+
+
+def test_a_list_that_is_too_short_is_called_so() -> None:
+    assert problems("name: churn\nsteps: []\n") == [
+        "model.yaml:2: steps: the list must have at least 1 item, not 0"
+    ]
+
+
+def test_a_validator_may_say_where_in_its_model_the_problem_is() -> None:
+    text = """\
+        seed: 1
+        steps:
+          - type: string
+            pattern: x
+          - {type: float}
+        """
+
+    assert problems(text, Sized) == ["model.yaml:4: steps[0].pattern: 'x' is longer than the seed allows"]
+    assert str(DeclarationError(("steps", 0, "on call"), "it is odd")) == "steps[0]['on call']: it is odd"
+
+
+def test_a_validator_may_name_a_place_that_the_document_leaves_out() -> None:
+    assert problems("seed: 1\nsteps:\n  - type: string\n", Sized) == [
+        "model.yaml:3: steps[0].pattern: None is longer than the seed allows"
+    ]
 
 
 def test_a_date_that_is_none_says_why() -> None:

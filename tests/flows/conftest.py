@@ -33,7 +33,12 @@ def home(tmp_path, monkeypatch):
 
 
 KINDS = {
-    "binary": (datasets.load_breast_cancer, "sklearn.linear_model.LogisticRegression", "roc_auc", {"min": 0.9}),
+    "binary": (
+        datasets.load_breast_cancer,
+        "sklearn.linear_model.LogisticRegression",
+        "roc_auc",
+        {"min": 0.9},
+    ),
     "multiclass": (datasets.load_wine, "sklearn.linear_model.LogisticRegression", "accuracy", {"min": 0.8}),
     "regression": (datasets.load_diabetes, "sklearn.linear_model.Ridge", "r2", {"min": 0.2}),
 }
@@ -50,7 +55,9 @@ def make_model(tmp_path):
 
     def make(kind="binary", change=None, rows=None):
         load, estimator, metric, threshold = KINDS[kind]
-        frame = load(as_frame=True).frame.rename(columns=lambda name: name.replace(" ", "_").replace("/", "_"))
+        frame = load(as_frame=True).frame.rename(
+            columns=lambda name: name.replace(" ", "_").replace("/", "_")
+        )
         frame = frame.iloc[:rows].reset_index(names="id")
         features = [name for name in frame.columns if name not in {"id", "target"}]
         folder = tmp_path / f"{kind}_model"
@@ -85,7 +92,8 @@ def make_model(tmp_path):
                     },
                     {
                         "name": "tree",
-                        "estimator": "sklearn.tree.DecisionTree" + ("Regressor" if kind == "regression" else "Classifier"),
+                        "estimator": "sklearn.tree.DecisionTree"
+                        + ("Regressor" if kind == "regression" else "Classifier"),
                         "params": {"max_depth": 3},
                     },
                 ],

@@ -1,6 +1,6 @@
-"""Runs the command line and kills its process (SIGKILL) when the N-th task has done its work.
+"""Runs the command line and kills its process (SIGKILL) when a task has done its work.
 
-Usage: python kill_after.py N ARGUMENTS…
+Usage: python kill_after.py TASK[:N] ARGUMENTS…, with the task's name and, for the N-th of several, its number.
 """
 
 import functools
@@ -14,7 +14,8 @@ from prefect import Task
 
 from flows import run
 
-calls, lock, last = count(1), threading.Lock(), int(sys.argv[1])
+name, _, number = sys.argv[1].partition(":")
+calls, lock = count(1), threading.Lock()
 
 
 def killing(task: Task) -> None:
@@ -24,7 +25,7 @@ def killing(task: Task) -> None:
     def fn(*arguments, **named):
         result = work(*arguments, **named)
         with lock:
-            if next(calls) == last:
+            if next(calls) == int(number or 1):
                 os.kill(os.getpid(), signal.SIGKILL)
         return result
 
@@ -43,5 +44,6 @@ def all_tasks():
 if __name__ == "__main__":
     run.settle()
     for item in all_tasks():
-        killing(item)
-    sys.exit(run.main(sys.argv[2:]))
+        if item.name == name:
+            killing(item)
+    run.leave(run.main(sys.argv[2:]))

@@ -12,19 +12,37 @@ from tasks.tracking import Tracking
 pytestmark = pytest.mark.slow
 
 KILLER = Path(__file__).with_name("kill_after.py")
-TASKS = 14
-"""Tasks of a whole run of a one-table model: ingest, validate, contract, split, open run, two candidates, train,
-evaluate, gate, register, report, promote, score."""
+TASKS = (
+    "ingest",
+    "validate",
+    "contract",
+    "split",
+    "open run",
+    "candidate",
+    "candidate:2",
+    "train",
+    "evaluate",
+    "gate",
+    "register",
+    "report",
+    "promote",
+    "score everyone",
+)
+"""Every task of a whole run of a model with one table, in order."""
 
 
-def test_a_run_killed_after_every_task_in_turn_ends_like_one_that_was_not(command_line, make_model, home, tmp_path):
+def test_a_run_killed_after_every_task_in_turn_ends_like_one_that_was_not(
+    command_line, make_model, home, tmp_path
+):
     model = make_model("binary")
-    undisturbed = command_line("run", "--model", model, "--json", CONTENDER_HOME=str(tmp_path / "undisturbed"))
+    undisturbed = command_line(
+        "run", "--model", model, "--json", CONTENDER_HOME=str(tmp_path / "undisturbed")
+    )
     assert undisturbed.returncode == 0, undisturbed.stderr
 
-    for place in range(1, TASKS + 1):
-        killed = command_line(place, "run", "--model", model, program=(KILLER,))
-        assert killed.returncode == -signal.SIGKILL, f"task {place} was not there to be killed: {killed.stderr}"
+    for task in TASKS:
+        killed = command_line(task, "run", "--model", model, program=(KILLER,))
+        assert killed.returncode == -signal.SIGKILL, f"{task} was not there to be killed: {killed.stderr}"
     finished = command_line("run", "--model", model, "--json")
 
     assert finished.returncode == 0, finished.stderr
@@ -44,7 +62,11 @@ def _assert_nothing_is_doubled(home):
     name = platform.registered_model("binary_model")
     experiment = client.get_experiment_by_name(platform.experiment("binary_model"))
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.data.tags.get("contender.candidate", "parent") for run in runs) == ["linear", "parent", "tree"]
+    assert sorted(run.data.tags.get("contender.candidate", "parent") for run in runs) == [
+        "linear",
+        "parent",
+        "tree",
+    ]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert [version.version for version in client.search_model_versions(f"name = '{name}'")] == [1]
     assert dict(client.get_registered_model(name).aliases) == {"champion": "1"}

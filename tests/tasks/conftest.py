@@ -1,6 +1,7 @@
 """One small training, run for real once, for tests that read its documents."""
 
 import csv
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -181,3 +182,257 @@ def finished_training(tmp_path_factory):
         plots=plots,
         run=run,
     )
+
+
+FRUIT = """
+    name: fruit
+    governance: {owner: orchard, purpose: To be tested.}
+    target: {kind: binary, column: ripe, positive: true}
+    sources:
+      fruit: {kind: csv, path: fruit.csv}
+    contract:
+      fruit:
+        columns:
+          fruit_id: {type: integer}
+          tree: {type: string}
+          weight: {type: number}
+          sugar: {type: number, nullable: true}
+          spots: {type: integer}
+          shape: {type: string, nullable: true}
+          washed: {type: boolean}
+          picked: {type: timestamp}
+          ripe: {type: boolean}
+    features:
+      entity: [fruit_id]
+      numeric: [weight, sugar, spots]
+      categorical: [shape]
+      boolean: [washed]
+    split: {kind: random, holdout: 0.3, validation: 0.2, min_rows: 30}
+    training:
+      metric: roc_auc
+      folds: 2
+      candidates:
+        - name: logistic
+          estimator: sklearn.linear_model.LogisticRegression
+          search: {kind: grid, space: {C: [0.1, 1.0]}}
+        - name: tree
+          estimator: sklearn.tree.DecisionTreeClassifier
+          params: {max_depth: 2}
+    evaluation: {metrics: [roc_auc, brier, recall], slices: [shape], min_slice_rows: 10, bootstrap: 200}
+    gates:
+      - {kind: metric, metric: roc_auc, min: 0.6}
+      - {kind: champion, metric: roc_auc, margin: 0.02, min_rows: 30}
+      - {kind: latency, max_p95_milliseconds: 60000, requests: 50}
+"""
+KINDS = {
+    "binary": {},
+    "multiclass": {
+        "target": {"kind": "multiclass", "column": "ripe"},
+        "metric": "accuracy",
+        "metrics": ["accuracy", "log_loss", "roc_auc_ovr"],
+        "ripe": {"type": "string"},
+        "estimators": ("sklearn.linear_model.LogisticRegression", "sklearn.tree.DecisionTreeClassifier"),
+        "gates": [{"kind": "metric", "metric": "accuracy", "min": 0.5}],
+    },
+    "regression": {
+        "target": {"kind": "regression", "column": "ripe"},
+        "metric": "rmse",
+        "metrics": ["rmse", "mae", "r2"],
+        "ripe": {"type": "number"},
+        "estimators": ("sklearn.linear_model.Ridge", "sklearn.tree.DecisionTreeRegressor"),
+        "gates": [{"kind": "metric", "metric": "r2", "min": 0.1}],
+    },
+}
+
+
+def fruit_rows(kind: str = "binary", rows: int = 400, seed: int = 0) -> Any:
+    """A table of fruit whose ripeness follows from sugar, weight and shape."""
+    import numpy as np
+    import pyarrow as pa
+
+    draw = np.random.default_rng(seed)
+    weight, sugar = draw.normal(100, 20, rows), draw.normal(10, 2, rows)
+    shape = draw.choice(["long", "round", "flat"], rows)
+    ripeness = (weight - 100) / 20 + (sugar - 10) / 2 + (shape == "round") + draw.normal(0, 0.7, rows)
+    ripe = {
+        "binary": lambda: ripeness > 0.3,
+        "multiclass": lambda: np.choose(np.digitize(ripeness, [-0.3, 0.9]), ["green", "fair", "ripe"]),
+        "regression": lambda: ripeness,
+    }[kind]()
+    days = np.datetime64("2025-01-01", "us") + draw.integers(0, 300, rows).astype("timedelta64[D]")
+    return pa.table(
+        {
+            "fruit_id": np.arange(rows),
+            "tree": [f"tree {place // 4}" for place in range(rows)],
+            "weight": weight,
+            "sugar": pa.array(sugar, mask=draw.random(rows) < 0.05),
+            "spots": draw.integers(0, 9, rows),
+            "shape": pa.array(shape, mask=draw.random(rows) < 0.05),
+            "washed": draw.random(rows) < 0.5,
+            "picked": pa.array(days).cast(pa.timestamp("us", "UTC")),
+            "ripe": ripe,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model's way through the line, from a gold table on."""
+
+    loaded: Any
+    platform: Any
+    gold: Any
+    parts: Any
+
+    def open(self) -> Any:
+        from tasks.train import open_run
+
+        return open_run(self.loaded, self.platform, self.gold, self.parts, datetime(2026, 1, 1, tzinfo=UTC))
+
+    def compete(self, run: Any) -> Any:
+        from tasks.train import rank, train_candidate
+
+        loaded, development = self.loaded, self.parts.development
+        candidates = loaded.spec.training.candidates
+        return rank(
+            loaded, [train_candidate(loaded, self.platform, run, development, one) for one in candidates]
+        )
+
+    def train(self, run: Any) -> Any:
+        from tasks.train import train_winner
+
+        return train_winner(self.loaded, self.platform, run, self.parts.development, self.compete(run))
+
+    def evaluate(self, run: Any, trained: Any, standing: Any = None) -> Any:
+        from tasks.champion import NoChampionYet
+        from tasks.evaluate import evaluate_challenger
+
+        parts, standing = self.parts, standing or NoChampionYet()
+        return evaluate_challenger(
+            self.loaded, self.platform, run, trained, parts.development, parts.holdout, standing
+        )
+
+    def reference(self, trained: Any, version: str = "1") -> Any:
+        """The trained model as if it were a registered version."""
+        from tasks.champion import ChampionRef
+
+        return ChampionRef(
+            name=self.loaded.name,
+            version=version,
+            run_id=trained.run_id,
+            model_id=trained.model_id,
+            digest=trained.digest,
+        )
+
+
+@dataclass(frozen=True)
+class FinishedLine:
+    """A line that has been gone through once; its documents are to be read only."""
+
+    line: Line
+    run: Any
+    leaderboard: Any
+    trained: Any
+    evaluation: Any
+
+
+def fruit_spec(folder: Path, kind: str = "binary", change: Any = None) -> Any:
+    """The spec of the fruit model for one kind of target, after `change` has had its way with it."""
+    import yaml
+
+    from deployments.spec import load_spec
+
+    spec, of_kind = yaml.safe_load(dedent(FRUIT)), KINDS[kind]
+    if of_kind:
+        spec["target"] = of_kind["target"]
+        spec["contract"]["fruit"]["columns"]["ripe"] = of_kind["ripe"]
+        spec["training"]["metric"] = of_kind["metric"]
+        spec["evaluation"]["metrics"] = of_kind["metrics"]
+        spec["gates"] = of_kind["gates"]
+        for candidate, path in zip(spec["training"]["candidates"], of_kind["estimators"], strict=True):
+            candidate["estimator"] = path
+        if kind == "regression":
+            spec["training"]["candidates"][0]["search"]["space"] = {"alpha": [0.1, 1.0]}
+    if change is not None:
+        change(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.yaml"
+    path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    return load_spec(path)
+
+
+def line_over(platform: Any, loaded: Any, rows: Any) -> Line:
+    """The line over rows that count as valid: its gold table and its split."""
+    from tasks.split import split_table
+
+    gold = platform.tables.write(platform.table("gold", loaded.name, "features"), rows.to_reader())
+    return Line(loaded, platform, gold, split_table(loaded, platform, gold))
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory):
+    """An MLflow database with its tables made, to be copied: making them takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracked(platform, mlflow_template):
+    """The test's platform, its MLflow database ready."""
+    platform.root.mkdir(parents=True, exist_ok=True)
+    shutil.copy(mlflow_template, platform.root / "mlflow.db")
+    return platform
+
+
+@pytest.fixture
+def make_spec(tmp_path):
+    """Makes a spec of the fruit model: `make_spec(kind, change)`; `change` edits the document."""
+    return lambda kind="binary", change=None: fruit_spec(tmp_path / "spec", kind, change)
+
+
+@pytest.fixture
+def make_rows():
+    """Makes a table of fruit: `make_rows(kind, rows, seed)`."""
+    return fruit_rows
+
+
+@pytest.fixture
+def make_line(tracked, make_spec):
+    """Makes a line: `make_line(kind, change, rows)`; `change` edits the spec, `rows` replaces the table."""
+
+    def make(kind="binary", change=None, rows=None):
+        return line_over(tracked, make_spec(kind, change), fruit_rows(kind) if rows is None else rows)
+
+    return make
+
+
+def _finished(kind: str, folder: Path, template: Path, change: Any = None) -> FinishedLine:
+    environment = Environment(
+        name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
+    )
+    platform = LocalPlatform(environment, folder / "data")
+    platform.root.mkdir()
+    shutil.copy(template, platform.root / "mlflow.db")
+    line = line_over(platform, fruit_spec(folder, kind, change), fruit_rows(kind))
+    run = line.open()
+    leaderboard = line.compete(run)
+    trained = line.train(run)
+    return FinishedLine(line, run, leaderboard, trained, line.evaluate(run, trained))
+
+
+@pytest.fixture(scope="session")
+def binary_line(tmp_path_factory, mlflow_template):
+    return _finished("binary", tmp_path_factory.mktemp("binary"), mlflow_template)
+
+
+@pytest.fixture(scope="session")
+def multiclass_line(tmp_path_factory, mlflow_template):
+    return _finished("multiclass", tmp_path_factory.mktemp("multiclass"), mlflow_template)
+
+
+@pytest.fixture(scope="session")
+def regression_line(tmp_path_factory, mlflow_template):
+    return _finished("regression", tmp_path_factory.mktemp("regression"), mlflow_template)

@@ -1,0 +1,140 @@
+"""Environments: what is declared of a place to run, and that the shipped ones are as strict as they say."""
+
+from pathlib import Path
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+from pydantic import JsonValue, RootModel
+
+from deployments.documents import load_document
+from deployments.environment import (
+    ENVIRONMENTS,
+    DaskRunner,
+    Environment,
+    ProcessRunner,
+    ThreadRunner,
+    known_environments,
+    load_environment,
+)
+from deployments.errors import BadInputError, SpecError
+
+LEAST = "name: dev\nplatform: {kind: local, data_root: dev}\n"
+
+
+class Anything(RootModel[dict[str, JsonValue]]):
+    pass
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "dev.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(folder: Path, text: str) -> str:
+    path = written(folder, text)
+    with pytest.raises(SpecError) as caught:
+        load_environment(path)
+    return str(caught.value).replace(str(path), "dev.yaml")
+
+
+@pytest.mark.parametrize("name", known_environments())
+def test_every_shipped_environment_loads_and_is_named_as_its_file(name: str) -> None:
+    assert load_environment(name).name == name
+
+
+@pytest.mark.parametrize("name", known_environments())
+def test_the_json_schema_accepts_every_shipped_environment(name: str) -> None:
+    validator = jsonschema.Draft202012Validator(Environment.model_json_schema())
+
+    document = load_document(ENVIRONMENTS / f"{name}.yaml", Anything).root
+
+    assert [error.message for error in validator.iter_errors(document)] == []
+    assert not validator.is_valid(document | {"aprovals": []})
+
+
+def test_no_two_shipped_environments_share_tables_models_or_approvers() -> None:
+    shipped = [load_environment(name) for name in known_environments()]
+
+    assert len({environment.platform.data_root for environment in shipped}) == len(shipped)
+    assert len({environment.platform.model_prefix for environment in shipped}) == len(shipped)
+
+
+def test_promotion_needs_more_people_the_nearer_to_production() -> None:
+    dev, test, prod = (load_environment(name) for name in ("dev", "test", "prod"))
+
+    assert len(dev.approvals) < len(test.approvals) < len(prod.approvals)
+    assert dev.allow_dirty_tree
+    assert not test.allow_dirty_tree
+    assert not prod.allow_dirty_tree
+
+
+def test_what_is_not_said_is_strict(tmp_path: Path) -> None:
+    environment = load_environment(written(tmp_path, LEAST))
+
+    assert not environment.allow_dirty_tree
+    assert environment.allowed_packages == ("sklearn",)
+    assert environment.task_runner == ThreadRunner(workers=2)
+
+
+def test_an_unknown_environment_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(BadInputError, match=r"there is no environment 'prd' \(known: dev, prod, test\)"):
+        load_environment("prd")
+
+
+def test_environments_are_found_where_they_are_said_to_be(tmp_path: Path) -> None:
+    written(tmp_path, LEAST)
+
+    assert known_environments(tmp_path) == ("dev",)
+    assert load_environment("dev", tmp_path) == load_environment(tmp_path / "dev.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "runner"),
+    [
+        ("task_runner: {kind: threads, workers: 3}", ThreadRunner(workers=3)),
+        ("task_runner: {kind: processes}", ProcessRunner(workers=2)),
+        ("task_runner: {kind: dask, address: 'tcp://here:8786'}", DaskRunner(address="tcp://here:8786")),
+    ],
+)
+def test_candidates_train_in_what_the_environment_names(tmp_path: Path, line: str, runner: object) -> None:
+    assert load_environment(written(tmp_path, LEAST + line)).task_runner == runner
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("aprovals: [owner]", "aprovals: unknown key; did you mean 'approvals'?"),
+        ("approvals: owner", "approvals: expected a list, found 'owner'"),
+        ("allow_dirty_tree: maybe", "allow_dirty_tree: expected true or false, found 'maybe'"),
+        (
+            "task_runner: {kind: thread}",
+            "task_runner.kind: expected 'threads', 'processes' or 'dask', found 'thread'",
+        ),
+        (
+            "task_runner: {kind: threads, workers: 0}",
+            "task_runner.workers: must be greater than or equal to 1",
+        ),
+        ("task_runner: {kind: threads, address: a}", "task_runner.address: unknown key"),
+        ("budget: {memory_megabytes: 64}", "budget.memory_megabytes: must be greater than or equal to 256"),
+        ("budget: {training_seconds: 0}", "budget.training_seconds: must be greater than 0"),
+    ],
+)
+def test_a_bad_setting_is_refused_at_its_line_and_key(tmp_path: Path, line: str, problem: str) -> None:
+    assert refused(tmp_path, LEAST + line).startswith(f"dev.yaml:3: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: dev\n", "dev.yaml:1: platform: required key is missing"),
+        ("name: Dev 1\nplatform: {kind: local, data_root: a}\n", "dev.yaml:1: name: text must match pattern"),
+        ("name: dev\nplatform: {kind: local}\n", "dev.yaml:2: platform.data_root: required key is missing"),
+        (
+            "name: dev\nplatform: {data_root: a, model_prefix: Dev/}\n",
+            "dev.yaml:2: platform.model_prefix: text must match pattern",
+        ),
+    ],
+)
+def test_an_environment_without_a_place_or_a_name_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    assert refused(tmp_path, text).startswith(problem)
