@@ -1,9 +1,6 @@
 """Lifecycle: from data to a serving champion and its first scores, in one run."""
 
-from typing import Annotated
-
 from prefect import flow
-from pydantic import Field
 
 from deployments.declared import Declared
 from flows.prepare import prepare, run_name
@@ -26,13 +23,16 @@ class LifecycleOutcome(Declared):
 
 @flow(name="lifecycle", flow_run_name=run_name("lifecycle"), description=__doc__)
 def lifecycle(
-    model: Annotated[
-        str, Field(description="A model under deployments/models, or the path of a model.yaml.")
-    ] = "churn",
-    env: Annotated[str, Field(description="An environment under deployments/environments.")] = "dev",
-    source: Annotated[str | None, Field(description="Read this PATH (or TABLE=PATH) instead.")] = None,
+    model: str = "churn",
+    env: str = "dev",
+    source: str | None = None,
 ) -> LifecycleOutcome:
     """Train, promote and score; a second run with nothing new finds all three done.
+
+    Args:
+        model: A model under deployments/models, or the path of a model.yaml.
+        env: An environment under deployments/environments.
+        source: Read this PATH (or TABLE=PATH) instead.
 
     Raises:
         ContenderError: bad input, a gate that refused, or a promotion that was.

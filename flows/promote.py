@@ -1,10 +1,7 @@
 """Promote: the challenger becomes champion, where the environment asks for no approval."""
 
-from typing import Annotated
-
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
 
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
@@ -21,13 +18,16 @@ def promote_version(platform: Platform, model: str, ref: ChampionRef) -> Version
 
 @flow(name="promote", flow_run_name=run_name("promote"), description=__doc__)
 def promote(
-    model: Annotated[
-        str, Field(description="A model under deployments/models, or the path of a model.yaml.")
-    ],
-    env: Annotated[str, Field(description="An environment under deployments/environments.")] = "dev",
-    version: Annotated[str | None, Field(description="A version; the challenger by default.")] = None,
+    model: str,
+    env: str = "dev",
+    version: str | None = None,
 ) -> Version:
     """Promote a version whose gates passed.
+
+    Args:
+        model: A model under deployments/models, or the path of a model.yaml.
+        env: An environment under deployments/environments.
+        version: A version; the challenger by default.
 
     Raises:
         PromotionRefusedError: no challenger, a gate that did not pass, or approvals that are missing.

@@ -325,7 +325,10 @@ def _show_where(outcome: "TrainOutcome", env: str) -> None:
         ("Training report", outcome.reports.training),
         ("Contract report", outcome.reports.contract),
         ("MLflow run", outcome.run_id),
-        ("MLflow UI", f"{python / 'mlflow'} ui --backend-store-uri {without_credentials(platform.mlflow.tracking_uri)}"),
+        (
+            "MLflow UI",
+            f"{python / 'mlflow'} ui --backend-store-uri {without_credentials(platform.mlflow.tracking_uri)}",
+        ),
         ("Prefect UI", f"PREFECT_HOME={home() / 'prefect'} {python / 'prefect'} server start"),
         ("Audit", f"{Path(sys.executable)} -m flows.run audit verify --env {env}"),
     ]

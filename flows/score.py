@@ -2,11 +2,9 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field
 
 from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
@@ -57,15 +55,20 @@ def newest_tables(loaded: LoadedSpec, platform: Platform) -> dict[str, Snapshot]
 
 @flow(name="score", flow_run_name=run_name("score"), description=__doc__)
 def score(
-    model: Annotated[
-        str, Field(description="A model under deployments/models, or the path of a model.yaml.")
-    ],
-    env: Annotated[str, Field(description="An environment under deployments/environments.")] = "dev",
-    input: Annotated[str | None, Field(description="A csv, Parquet or Delta file of model inputs.")] = None,  # noqa: A002
-    output: Annotated[str | None, Field(description="Where the scores go: .csv or .parquet.")] = None,
-    as_of: Annotated[datetime | None, Field(description="Without input: score everyone as of then.")] = None,
+    model: str,
+    env: str = "dev",
+    input: str | None = None,  # noqa: A002
+    output: str | None = None,
+    as_of: datetime | None = None,
 ) -> ScoreOutcome:
     """Score a batch with the champion, in chunks, resumably, and never over an earlier output.
+
+    Args:
+        model: A model under deployments/models, or the path of a model.yaml.
+        env: An environment under deployments/environments.
+        input: A csv, Parquet or Delta file of model inputs.
+        output: Where the scores go: .csv or .parquet.
+        as_of: Without input: score everyone as of then.
 
     Raises:
         BadInputError: no champion, unreadable input, too many invalid rows, or an output that is of something else.

@@ -1,10 +1,8 @@
 """Train: raw data to a registered challenger, or to a refusal that says why."""
 
 from datetime import datetime
-from typing import Annotated
 
 from prefect import flow
-from pydantic import Field
 
 from deployments.spec import FEATURES
 from flows.prepare import chosen_sources, prepare, run_name
@@ -20,15 +18,20 @@ from tasks.verdict import Verdict
 
 @flow(name="train", flow_run_name=run_name("train"), description=__doc__)
 def train(
-    model: Annotated[
-        str, Field(description="A model under deployments/models, or the path of a model.yaml.")
-    ],
-    env: Annotated[str, Field(description="An environment under deployments/environments.")] = "dev",
-    source: Annotated[str | None, Field(description="Read this PATH (or TABLE=PATH) instead.")] = None,
-    as_of: Annotated[datetime | None, Field(description="Look from this moment; now by default.")] = None,
-    force: Annotated[bool, Field(description="Train again though nothing has changed.")] = False,
+    model: str,
+    env: str = "dev",
+    source: str | None = None,
+    as_of: datetime | None = None,
+    force: bool = False,
 ) -> TrainOutcome:
     """Ingest, validate, build features, split, train, evaluate, gate and register.
+
+    Args:
+        model: A model under deployments/models, or the path of a model.yaml.
+        env: An environment under deployments/environments.
+        source: Read this PATH (or TABLE=PATH) instead.
+        as_of: Look from this moment; now by default.
+        force: Train again though nothing has changed.
 
     Raises:
         BadInputError: spec, environment or data are not what they must be.

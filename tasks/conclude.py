@@ -1,21 +1,21 @@
 """Conclude: what a training leaves behind for people: pages, evidence, and the outcome a re-run finds."""
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from tasks.champion import ChampionRef, NoChampionYet, Standing
+from tasks.champion import ChampionMissing, NoChampionYet, Standing, version_ref
 from tasks.code_version import code_version, environment_lock
 from tasks.evaluate import Evaluation
 from tasks.evidence import as_json, write_bundle
 from tasks.gate import GateReport
 from tasks.model_card import model_card
 from tasks.outcome import Reports, TrainOutcome, contract_digest
-from tasks.register import Version
+from tasks.register import Version, current
 from tasks.report import contract_page, training_page
 from tasks.split import Parts
 from tasks.tracking import TAG, Tracking
@@ -37,15 +37,28 @@ def find_outcome(
     done = {f"{TAG}training_key": key, f"{TAG}state": "done"}
     found = tracking.find_run(tracking.experiment(loaded.name), done)
     outcome = tracking.document(found.info.run_id, "outcome", TrainOutcome) if found else None
-    if outcome is None:
+    if outcome is None or not _holds(outcome, platform, standing):
         return None
-    if isinstance(standing, NoChampionYet):
-        holds = outcome.evaluation.champion is None
-    else:
-        serving = standing.version if isinstance(standing, ChampionRef) else "?"
-        is_champion = outcome.version is not None and outcome.version.version == serving
-        holds = is_champion or outcome.evaluation.champion == serving
-    return outcome.model_copy(update={"unchanged": True}) if holds else None
+    version = outcome.version and current(platform, outcome.version)
+    return outcome.model_copy(update={"version": version, "unchanged": True})
+
+
+def _holds(outcome: TrainOutcome, platform: Platform, standing: Standing) -> bool:
+    version = outcome.version
+    if version is not None:
+        registered = version_ref(platform, outcome.model, version.version)
+        if isinstance(registered, ChampionMissing) or registered.run_id != version.run_id:
+            return False  # somebody took it out of the registry
+    match standing:
+        case NoChampionYet():
+            return outcome.evaluation.first_version
+        case ChampionMissing():
+            return False
+    serves = version is not None and (version.version, version.model_digest) == (
+        standing.version,
+        standing.digest,
+    )
+    return serves or outcome.evaluation.champion == standing.version
 
 
 def write_page(platform: Platform, model: str, name: str, page: str) -> str:
@@ -208,9 +221,12 @@ def conclude(
 
 
 def without_credentials(uri: str) -> str:
-    """An address without the user and password that may stand in it."""
-    parts = urlsplit(uri)
-    return uri if "@" not in parts.netloc else urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """An address without the user, password and options that may stand in it."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    # Not by urlsplit: a database password may hold slashes, brackets and question marks.
+    return f"{scheme}://{re.sub(r'^[^/@]*(:.*)?@', '', rest).partition('?')[0]}"
 
 
 def _plots(tracking: Tracking, run_id: str) -> dict[str, bytes]:

@@ -1,19 +1,23 @@
 """The evidence bundle: everything an auditor asks for about one version, in one folder with checksums."""
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from deployments.declared import Declared
 from deployments.errors import BadInputError
 from platforms.platform import Platform
+from platforms.scratch import scratch_folder
+from tasks.ledger import Entry
 from tasks.model_file import file_digest, folder_digests
 from tasks.register import Version, ledger_of
 
 MANIFEST = "manifest.json"
+WRITTEN = "evidence.written"
+_GATES = "gates.json"
 
 
 class Manifest(Declared):
@@ -27,21 +31,16 @@ class Manifest(Declared):
     files: dict[str, str]
 
 
-def bundle_folder(platform: Platform, name: str, version: str) -> Path:
-    """Where the bundle of a version is."""
-    return platform.folder("evidence") / name / f"v{version}"
-
-
 def write_bundle(
     platform: Platform, model: str, version: Version, documents: Mapping[str, str | bytes]
 ) -> Path:
     """Write the bundle of a version, or return the one that stands; its digest goes into the ledger.
 
-    The folder appears whole: it is written beside its place and then renamed.
+    The folder appears whole: it is written among scratch and then renamed. A bundle that stands is never touched:
+    where it is of another model file or of other gates, or was taken away, the new one goes beside its place.
     """
-    place = bundle_folder(platform, version.name, version.version)
-    if not (place / MANIFEST).exists():
-        staged = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+    with scratch_folder(platform.folder("scratch")) as scratch:
+        staged = scratch / "bundle"
         for name, content in documents.items():
             path = staged / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,68 +53,117 @@ def write_bundle(
             model_digest=version.model_digest,
             files=folder_digests(staged),
         )
-        (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-        try:
-            os.replace(staged, place)
-        except OSError:
-            if not (place / MANIFEST).exists():
-                raise
-            shutil.rmtree(staged)
+        (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        place = _place(platform, manifest, staged)
     ledger_of(platform).append(
-        "evidence.written",
+        WRITTEN,
         model=model,
-        subject=f"{version.name}/{version.version}",
-        details={"manifest": file_digest(place / MANIFEST)},
-        key=f"evidence/{version.name}/{version.version}",
+        subject=_subject(manifest),
+        details={"folder": place.name, "manifest": file_digest(place / MANIFEST)},
+        key=f"evidence/{version.name}/{place.name}",
         actor=platform.identity(),
     )
     return place
+
+
+def _place(platform: Platform, manifest: Manifest, staged: Path) -> Path:
+    """Move the staged bundle to the first place that is free, unless one that says the same stands before it."""
+    parent = platform.folder("evidence") / manifest.name
+    parent.mkdir(parents=True, exist_ok=True)
+    recorded = {entry.details["folder"] for entry in _written(platform, manifest)}
+    for number in count(1):
+        place = parent / (f"v{manifest.version}" if number == 1 else f"v{manifest.version}.{number}")
+        if _says_the_same(place, manifest):
+            break
+        if place.name in recorded:
+            continue
+        try:
+            # Fails where a folder that is not empty stands.
+            staged.rename(place)
+        except OSError:
+            if not place.exists():
+                raise
+            if _says_the_same(place, manifest):
+                break
+        else:
+            break
+    return place
+
+
+def _says_the_same(place: Path, wanted: Manifest) -> bool:
+    """Whether a bundle is of the same version and gates; pages have moments in them, and differ."""
+    try:
+        standing = read_manifest(place)
+    except BadInputError:
+        return False
+    return _about(standing) == _about(wanted)
+
+
+def _about(manifest: Manifest) -> tuple[str | None, ...]:
+    files = manifest.files
+    return (manifest.name, manifest.version, manifest.run_id, manifest.model_digest, files.get(_GATES))
+
+
+def _subject(manifest: Manifest) -> str:
+    return f"{manifest.name}/{manifest.version}"
+
+
+def _written(platform: Platform, manifest: Manifest) -> Iterator[Entry]:
+    """What the ledger says of the bundles of one version."""
+    for entry in ledger_of(platform).entries(manifest.model):
+        if entry.event == WRITTEN and entry.subject == _subject(manifest):
+            yield entry
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle.
 
     Raises:
-        BadInputError: there is no bundle there.
+        BadInputError: there is no bundle there, or its manifest is none any more.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise BadInputError(f"{folder}: there is no evidence bundle here")
-    return Manifest.model_validate_json(path.read_bytes())
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise BadInputError(f"{path}: this is no manifest as it was written") from None
 
 
 def verify_bundle(platform: Platform, folder: Path) -> tuple[str, ...]:
-    """What is wrong with a bundle: files changed, missing or added, or a manifest that is not the ledger's."""
+    """What is wrong with a bundle: files changed, missing or added, or a manifest that is not the ledger's.
+
+    A copy may lie anywhere; among the evidence, a bundle must be in its own place.
+    """
     try:
         manifest = read_manifest(folder)
-    except (BadInputError, ValueError) as error:
-        return (str(error).splitlines()[0],)
+    except BadInputError as error:
+        return (str(error),)
     found = {name: digest for name, digest in folder_digests(folder).items() if name != MANIFEST}
     problems = [f"{name}: missing" for name in manifest.files if name not in found]
     problems += [f"{name}: not in the manifest" for name in found if name not in manifest.files]
     problems += [
         f"{name}: changed" for name, digest in manifest.files.items() if found.get(name, digest) != digest
     ]
-    subject = f"{manifest.name}/{manifest.version}"
-    recorded = [
-        entry.details.get("manifest")
-        for entry in ledger_of(platform).entries(manifest.model)
-        if entry.event == "evidence.written" and entry.subject == subject
-    ]
+    recorded = {
+        str(entry.details["folder"]): entry.details["manifest"] for entry in _written(platform, manifest)
+    }
+    digest, place = file_digest(folder / MANIFEST), folder.resolve()
     if not recorded:
         problems.append(f"{MANIFEST}: the ledger knows nothing of it")
-    elif recorded[-1] != file_digest(folder / MANIFEST):
+    elif digest not in recorded.values():
         problems.append(f"{MANIFEST}: its digest is not the one in the ledger")
+    elif platform.folder("evidence").resolve() in place.parents and recorded.get(place.name) != digest:
+        problems.append(f"{MANIFEST}: it is of {_subject(manifest)}, which has another place")
     return tuple(problems)
 
 
 def bundles(platform: Platform, model: str | None = None) -> list[Path]:
     """The bundles that the ledger knows, oldest first."""
     return [
-        platform.folder("evidence") / name / f"v{version}"
+        platform.folder("evidence") / entry.subject.rpartition("/")[0] / str(entry.details["folder"])
         for entry in ledger_of(platform).entries(model)
-        if entry.event == "evidence.written"
-        for name, _, version in [entry.subject.rpartition("/")]
+        if entry.event == WRITTEN
     ]
 
 

@@ -95,10 +95,7 @@ def run_query(
         for name, rows in tables.items():
             connection.register(name, rows)
         try:
-            found = connection.sql(loaded.sql, params={"as_of": as_of})
-            if found is None:
-                raise BadInputError(f"{_query(loaded)}: the query gives no rows: it is no SELECT")
-            built: pa.Table = found.to_arrow_table()
+            built: pa.Table = connection.sql(loaded.sql, params={"as_of": as_of}).to_arrow_table()
         except duckdb.Error as error:
             raise BadInputError(f"{_query(loaded)}: {str(error).strip().splitlines()[0]}") from None
     columns = [*loaded.spec.features.entity, *_carried(loaded)]

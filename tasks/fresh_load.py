@@ -17,7 +17,9 @@ def main() -> int:
     from mlflow.models import Model
 
     from deployments.errors import ContenderError
+    from deployments.spec import Target
     from tasks import model_file
+    from tasks.metrics import outputs_of
 
     asked = json.load(sys.stdin)
     mlflow.set_tracking_uri(asked["tracking_uri"])
@@ -26,6 +28,15 @@ def main() -> int:
     location = client.get_model_version_download_uri(asked["name"], asked["version"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=folder))
+        # MLflow's loader runs what its own files tell it to, so they are looked at before anything is loaded.
+        found = model_file.folder_digests(path)
+        odd = sorted(name for name, _ in found.items() ^ asked["files"].items())
+        if odd:
+            print(
+                f"changed, missing or added since it was saved: {', '.join(dict.fromkeys(odd))}",
+                file=sys.stderr,
+            )
+            return 1
         try:
             model = model_file.load_model(
                 path / model_file.SKOPS_FILE,
@@ -39,12 +50,8 @@ def main() -> int:
         example = described.load_input_example(str(path))
         served = mlflow.pyfunc.load_model(str(path))
         predictions = np.asarray(served.predict(example)).tolist()
-    positive = (described.metadata or {}).get("contender", {}).get("positive")
-    scores = model.predict(example)
-    if hasattr(model, "predict_proba"):
-        probabilities = model.predict_proba(example)
-        places = [place for place, label in enumerate(model.classes_) if str(label) == positive]
-        scores = probabilities[:, places[0]] if places else probabilities.max(axis=1)
+    target = Target.model_validate(asked["target"])
+    scores = outputs_of(model, example, target).score
     print(json.dumps({"scores": [float(value) for value in scores], "predictions": predictions}))
     return 0
 

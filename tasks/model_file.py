@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -51,8 +50,6 @@ TRUSTED_TYPES = frozenset(
 )
 """Types that a model file may hold beyond skops' own defaults; none of them runs code of its own on loading."""
 
-_IDENTITIES = re.compile(rb'"__id__": (\d+)')
-
 
 class UntrustedModelError(ContenderError):
     """A model file that is not what was recorded, or that holds types nobody vouched for."""
@@ -62,25 +59,42 @@ def canonicalise(path: Path) -> None:
     """Rewrite a skops file so that the same model is the same bytes.
 
     skops names objects by their memory addresses and stamps files with the time; both are replaced, addresses by
-    the order in which they first appear.
+    the order in which they first appear. Plain values lose theirs: whether two equal numbers are one object
+    differs between processes. The threads that gradient boosting was fitted with are no part of the model.
     """
     with zipfile.ZipFile(path) as archive:
-        schema = archive.read("schema.json")
+        schema = json.loads(archive.read("schema.json"))
         members = {name: archive.read(name) for name in archive.namelist() if name != "schema.json"}
-    numbers: dict[bytes, bytes] = {}
-    for identity in _IDENTITIES.findall(schema):
-        numbers.setdefault(identity, str(len(numbers) + 1).encode())
-    schema = _IDENTITIES.sub(lambda found: b'"__id__": ' + numbers[found.group(1)], schema)
-    renamed = {}
-    for index, name in enumerate(sorted(members, key=lambda name: schema.find(f'"{name}"'.encode()))):
-        fresh = f"part-{index:05d}{Path(name).suffix}"
-        schema = schema.replace(f'"{name}"'.encode(), f'"{fresh}"'.encode())
-        renamed[fresh] = members[name]
+    renamed: dict[str, str] = {}
+    _renumber(schema, {}, renamed)
     staged = path.with_suffix(".rewritten")
     with zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in [("schema.json", schema), *renamed.items()]:
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+        content = {"schema.json": json.dumps(schema, indent=1).encode()}
+        content |= {fresh: members[name] for name, fresh in renamed.items()}
+        for name, part in content.items():
+            archive.writestr(zipfile.ZipInfo(name), part, zipfile.ZIP_DEFLATED)
     staged.replace(path)
+
+
+def _renumber(node: Any, numbers: dict[int, int], files: dict[str, str]) -> None:
+    """Give the objects and files of a schema numbers in the order in which they appear, in place."""
+    if isinstance(node, list):
+        for item in node:
+            _renumber(item, numbers, files)
+    if not isinstance(node, dict):
+        return
+    if node.get("__loader__") == "JsonNode":
+        node.pop("__id__", None)
+        return
+    if "__id__" in node:
+        node["__id__"] = numbers.setdefault(node["__id__"], len(numbers) + 1)
+    if isinstance(node.get("file"), str):
+        name = node["file"]
+        node["file"] = files.setdefault(name, f"part-{len(files):05d}{Path(name).suffix}")
+    if node.get("__class__") == "_BinMapper":
+        node["content"]["content"]["n_threads"]["content"] = "1"
+    for item in node.values():
+        _renumber(item, numbers, files)
 
 
 def file_digest(path: Path) -> str:

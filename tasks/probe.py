@@ -180,13 +180,13 @@ _FOLDS = 3
 
 def _numbers(column: pd.Series) -> np.ndarray:
     """A feature as floats of shape (rows, 1): dates as microseconds, categories numbered by name."""
-    if column.dtype == object:
+    if pd.api.types.is_datetime64_any_dtype(column):
+        values = column.astype("int64").astype(float).where(column.notna()).to_numpy()
+    elif pd.api.types.is_numeric_dtype(column):
+        values = column.to_numpy(dtype=float)
+    else:
         codes = pd.factorize(column, sort=True)[0].astype(float)
         values = np.where(codes < 0, np.nan, codes)
-    elif pd.api.types.is_datetime64_any_dtype(column):
-        values = column.astype("int64").astype(float).where(column.notna()).to_numpy()
-    else:
-        values = column.to_numpy(dtype=float)
     return values[:, np.newaxis]
 
 

@@ -9,7 +9,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from deployments.declared import Declared
@@ -25,16 +26,18 @@ from tasks.champion import (
     NoChampionYet,
     load_version,
     standing_champion,
+    trained_spec,
     version_ref,
 )
 from tasks.code_version import ROOT
 from tasks.gate import GateReport, GateResult
-from tasks.ledger import Ledger
+from tasks.ledger import Entry, Ledger
 from tasks.tracking import TAG, Tracking
 from tasks.train import TrainedModel, TrainingRun
 from tasks.verdict import Verdict
 
 INTEGRATION = "integration"
+REGISTERED, REJECTED, PROMOTED = "model.registered", "model.rejected", "model.promoted"
 _TOLERANCE = 1e-9
 _FRESH_PROCESS_SECONDS = 180
 
@@ -79,7 +82,13 @@ def register_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    standing = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
+    ours = {f"{TAG}model_digest": trained.digest, f"{TAG}model_id": trained.model_id}
+    standing = [
+        found
+        for found in client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
+        # Somebody else may have registered the same run by hand.
+        if ours.items() <= found.tags.items()
+    ]
     if standing:
         number = str(standing[0].version)
     else:
@@ -88,12 +97,7 @@ def register_version(
             source=client.get_logged_model(trained.model_id).artifact_location,
             run_id=run.run_id,
             model_id=trained.model_id,
-            tags={
-                f"{TAG}model_digest": trained.digest,
-                f"{TAG}model_id": trained.model_id,
-                f"{TAG}state": "registered",
-            }
-            | dict(tags),
+            tags=dict(tags) | ours | {f"{TAG}state": "registered"},
         )
         number = str(made.version)
     return Version(name=name, version=number, run_id=run.run_id, model_digest=trained.digest)
@@ -102,28 +106,43 @@ def register_version(
 def integration_gate(platform: Platform, version: Version, trained: TrainedModel) -> GateResult:
     """Load the registered artifact in a fresh process, and ask it the signature's input example.
 
-    It must give the numbers that the model in memory gave when it was trained, through our loader and through
-    MLflow's own.
+    Every file of it must be as it was saved, and it must give the numbers that the model in memory gave when it
+    was trained, through our loader and through MLflow's own.
     """
     addresses = platform.mlflow
+    ref = ChampionRef(
+        name=version.name,
+        version=version.version,
+        run_id=version.run_id,
+        model_id=trained.model_id,
+        digest=trained.digest,
+    )
     question = {
         "tracking_uri": addresses.tracking_uri,
         "registry_uri": addresses.registry_uri,
         "name": version.name,
         "version": version.version,
         "digest": trained.digest,
+        "files": trained.files,
+        "target": trained_spec(platform, ref).target.model_dump(mode="json"),
         "allowed_packages": list(platform.environment.allowed_packages),
     }
     try:
         asked = subprocess.run(
-            [sys.executable, "-m", "tasks.fresh_load"],
+            [sys.executable, "-P", "-m", "tasks.fresh_load"],
             input=json.dumps(question),
             capture_output=True,
             text=True,
             check=False,
             timeout=_FRESH_PROCESS_SECONDS,
-            cwd=ROOT,
-            env={**os.environ, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"},
+            # In the same directory, so that relative addresses mean the same, and with the same modules.
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(
+                    str(Path(place).absolute()) for place in [str(ROOT), *sys.path]
+                ),
+                "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            },
         )
     except subprocess.TimeoutExpired:
         return _integration(
@@ -136,17 +155,25 @@ def integration_gate(platform: Platform, version: Version, trained: TrainedModel
             None,
             f"a fresh process could not use the artifact: {said[-1] if said else asked.returncode}",
         )
-    answer = json.loads(asked.stdout.strip().splitlines()[-1])
-    return compare_answers(trained, answer["scores"], answer["predictions"])
+    try:
+        answer = json.loads(asked.stdout.strip().rpartition("\n")[2])
+        scores, predictions = answer["scores"], answer["predictions"]
+    except (ValueError, KeyError, TypeError):
+        return _integration(Verdict.FAIL, None, "a fresh process gave an answer that cannot be read")
+    return compare_answers(trained, scores, predictions)
 
 
 def compare_answers(trained: TrainedModel, scores: list[float], predictions: list[Any]) -> GateResult:
     """What a fresh process answered against what the model said when it was trained."""
-    if len(scores) != len(trained.expected) or len(predictions) != len(trained.expected_predictions):
-        return _integration(Verdict.FAIL, None, f"{len(scores)} answers for {len(trained.expected)} rows")
+    rows = len(trained.expected)
+    if not rows:
+        return _integration(Verdict.INCONCLUSIVE, None, "no answers were recorded when the model was trained")
+    if not len(scores) == len(predictions) == len(trained.expected_predictions) == rows:
+        answered = f"{len(scores)} scores and {len(predictions)} predictions for {rows} rows"
+        return _integration(Verdict.FAIL, None, f"the fresh process answered {answered}")
+    if not all(math.isfinite(score) for score in (*scores, *trained.expected)):
+        return _integration(Verdict.FAIL, None, "the model answers with what is not a number")
     furthest = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(scores, trained.expected, strict=True))
-    if math.isnan(furthest):
-        return _integration(Verdict.FAIL, None, "the fresh process answered NaN")
     same = all(_same(a, b) for a, b in zip(predictions, trained.expected_predictions, strict=True))
     if not same:
         return _integration(Verdict.FAIL, furthest, "MLflow's own loader gives other predictions")
@@ -156,9 +183,8 @@ def compare_answers(trained: TrainedModel, scores: list[float], predictions: lis
 
 
 def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) or isinstance(b, float):
-        return math.isclose(float(a), float(b), rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-    return str(a) == str(b)
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    return math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) if numbers else str(a) == str(b)
 
 
 def _integration(verdict: Verdict, value: float | None, reason: str) -> GateResult:
@@ -168,33 +194,51 @@ def _integration(verdict: Verdict, value: float | None, reason: str) -> GateResu
 def settle(
     loaded: LoadedSpec, platform: Platform, run: TrainingRun, version: Version, report: GateReport
 ) -> Version:
-    """Make the version `challenger` where every gate passed, else mark it rejected; both are in the ledger."""
-    client = Tracking(platform).client
-    passed = report.verdict is Verdict.PASS
-    client.set_model_version_tag(version.name, version.version, f"{TAG}gate_report", report.digest)
-    client.set_model_version_tag(version.name, version.version, f"{TAG}gate_verdict", report.verdict.value)
-    client.set_model_version_tag(
-        version.name, version.version, f"{TAG}state", "challenger" if passed else "rejected"
-    )
-    if passed:
-        serving = standing_champion(platform, loaded.name)
-        if not (isinstance(serving, ChampionRef) and serving.version == version.version):
-            client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+    """Make the version `challenger` where every gate passed, else mark it rejected; both are in the ledger.
+
+    Raises:
+        ContenderError: the report is of another model, or lacks the integration gate.
+    """
+    if report.model_digest != version.model_digest:
+        raise ContenderError(f"{version}: the gate report is of another model file than the version's")
+    if all(result.gate != INTEGRATION for result in report.results):
+        raise ContenderError(f"{version}: the gate report lacks the integration gate")
+    client, passed = Tracking(platform).client, report.verdict is Verdict.PASS
+    held = current(platform, version).aliases
+    serves = CHAMPION in held
+    state = "champion" if serves else "challenger" if passed else "rejected"
+    for name, value in (
+        ("gate_report", report.digest),
+        ("gate_verdict", report.verdict.value),
+        ("state", state),
+    ):
+        client.set_model_version_tag(version.name, version.version, f"{TAG}{name}", value)
+    if passed and not serves:
+        client.set_registered_model_alias(version.name, CHALLENGER, version.version)
+    elif not passed and CHALLENGER in held:
+        client.delete_registered_model_alias(version.name, CHALLENGER)
     ledger_of(platform).append(
-        "model.registered" if passed else "model.rejected",
+        REGISTERED if passed else REJECTED,
         model=loaded.name,
-        subject=f"{version.name}/{version.version}",
+        subject=_subject(version),
         details={
             "run_id": run.run_id,
             "model_digest": version.model_digest,
             "gate_report": report.digest,
             "verdict": report.verdict.value,
             "refused_by": refusals(report),
+            "champion": report.champion,
         },
-        key=f"settled/{version.name}/{version.version}",
+        # Judged again, as against another champion, it is another decision.
+        key=f"settled/{version.name}/{version.version}/{run.run_id}/{report.digest}",
         actor=platform.identity(),
     )
     return current(platform, version)
+
+
+def _subject(version: Version | ChampionRef) -> str:
+    """What the ledger calls a version."""
+    return f"{version.name}/{version.version}"
 
 
 def record_refusal(loaded: LoadedSpec, platform: Platform, run: TrainingRun, report: GateReport) -> None:
@@ -209,8 +253,9 @@ def record_refusal(loaded: LoadedSpec, platform: Platform, run: TrainingRun, rep
             "gate_report": report.digest,
             "verdict": report.verdict.value,
             "refused_by": refusals(report),
+            "champion": report.champion,
         },
-        key=f"refused/{run.run_id}",
+        key=f"refused/{run.run_id}/{report.digest}",
         actor=platform.identity(),
     )
 
@@ -242,7 +287,9 @@ def challenger_of(platform: Platform, model: str) -> ChampionRef:
     name = platform.registered_model(model)
     try:
         found = Tracking(platform).client.get_model_version_by_alias(name, CHALLENGER)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
         raise PromotionRefusedError(f"{name} has no challenger; train one first") from None
     ref = version_ref(platform, model, str(found.version))
     if isinstance(ref, ChampionMissing):
@@ -253,65 +300,124 @@ def challenger_of(platform: Platform, model: str) -> ChampionRef:
 def promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
     """Make a version champion, and the champion that stood `previous`.
 
-    Refuses unless the version's gates passed, its model file is what the gates saw, and the environment asks
-    for no approvals. Run again after a crash, it finishes what it began.
+    Refuses unless the ledger says that the version's gates passed, against the champion that stands now (or the
+    version was champion before), its model file is what the gates saw, and the environment asks for no
+    approvals. Run again after a crash, it finishes what it began.
 
     Raises:
         PromotionRefusedError: says what is missing.
+        UntrustedModelError: the model file is not what was recorded.
     """
-    client = Tracking(platform).client
-    _require_promotable(platform, client, ref)
+    ledger = ledger_of(platform)
+    history = [entry for entry in ledger.entries(model) if entry.subject.rpartition("/")[0] == ref.name]
+    _require_promotable(platform, ref, history)
     standing = standing_champion(platform, model)
     if isinstance(standing, ChampionMissing):
-        raise PromotionRefusedError(f"{ref.name}: {standing.reason}; name the champion by its alias first")
+        raise PromotionRefusedError(
+            f"{standing.reason}; give the alias `champion` to the version that serves"
+        )
     before = None if isinstance(standing, NoChampionYet) else standing.version
-    ledger = ledger_of(platform)
-    promoted = [entry for entry in ledger.entries(model) if entry.event == "model.promoted"]
-    place = promoted[-1].seq if promoted else 0
-    finished = (
-        bool(promoted) and promoted[-1].subject == f"{ref.name}/{ref.version}" and before == ref.version
-    )
-    if not finished:
-        details = {"version": ref.version, "model_digest": ref.digest}
-        begun = ledger.append(
+    promotions = [entry for entry in history if entry.event == PROMOTED]
+    _require_compared(ref, before, history)
+    last = promotions[-1] if promotions else None
+    if last is None or last.subject != _subject(ref) or before != ref.version:
+        # Named by the promotion it follows: a crash and a second try are one step, going back and forth is not.
+        step = f"{_subject(ref)}/{ref.digest[:16]}/{last.seq if last else 0}"
+        details = {"version": ref.version, "model_digest": ref.digest, "replaces": before}
+        begun = _begun(history, f"promotion/{step}") or ledger.append(
             "promotion.started",
             model=model,
-            subject=f"{ref.name}/{ref.version}",
+            subject=_subject(ref),
             details=details,
-            key=f"promotion/{ref.name}/{ref.version}/{place}",
+            key=f"promotion/{step}",
             actor=platform.identity(),
         )
-        client.set_registered_model_tag(ref.name, f"{TAG}promoted", "true")
-        if before is not None and before != ref.version:
-            client.set_registered_model_alias(ref.name, PREVIOUS, before)
-        client.set_registered_model_alias(ref.name, CHAMPION, ref.version)
-        client.set_model_version_tag(ref.name, ref.version, f"{TAG}state", "champion")
+        _move_aliases(platform, ref, before)
         ledger.append(
-            "model.promoted",
+            PROMOTED,
             model=model,
-            subject=f"{ref.name}/{ref.version}",
-            details=details | {"started": begun.seq},
-            key=f"promoted/{ref.name}/{ref.version}/{place}",
+            subject=_subject(ref),
+            details=begun.details | {"started": begun.seq},
+            key=f"promoted/{step}",
             actor=platform.identity(),
         )
-    if dict(client.get_registered_model(ref.name).aliases).get(CHALLENGER) == ref.version:
-        client.delete_registered_model_alias(ref.name, CHALLENGER)
-    return current(
-        platform, Version(name=ref.name, version=ref.version, run_id=ref.run_id, model_digest=ref.digest)
-    )
+    promoted = Version(name=ref.name, version=ref.version, run_id=ref.run_id, model_digest=ref.digest)
+    if CHALLENGER in current(platform, promoted).aliases:
+        Tracking(platform).client.delete_registered_model_alias(ref.name, CHALLENGER)
+    return current(platform, promoted)
 
 
-def _require_promotable(platform: Platform, client: Any, ref: ChampionRef) -> None:
+def _begun(history: Sequence[Entry], key: str) -> Entry | None:
+    """The entry of a promotion that was begun and cut short."""
+    return next((entry for entry in history if entry.key == key), None)
+
+
+def _move_aliases(platform: Platform, ref: ChampionRef, before: str | None) -> None:
+    """Point the aliases at champion and previous, and make the tags say the same; safe to be done again."""
+    client = Tracking(platform).client
+    if before is not None and before != ref.version:
+        client.set_registered_model_alias(ref.name, PREVIOUS, before)
+    client.set_registered_model_alias(ref.name, CHAMPION, ref.version)
+    # After the alias: the tag without an alias would say that the champion was taken away.
+    client.set_registered_model_tag(ref.name, f"{TAG}promoted", "true")
+    client.set_model_version_tag(ref.name, ref.version, f"{TAG}state", "champion")
+    previous = dict(client.get_registered_model(ref.name).aliases).get(PREVIOUS)
+    if previous is not None and str(previous) != ref.version:
+        client.set_model_version_tag(ref.name, str(previous), f"{TAG}state", "replaced")
+    elif previous is not None:
+        # Left by an alias moved by hand: there is nothing to go back to.
+        client.delete_registered_model_alias(ref.name, PREVIOUS)
+
+
+def _require_promotable(platform: Platform, ref: ChampionRef, history: Sequence[Entry]) -> None:
     wanted = platform.environment.approvals
     if wanted:
         raise PromotionRefusedError(
             f"{ref.name} version {ref.version} is not promoted: environment {platform.environment.name!r} asks for "
             f"signed approvals by {', '.join(wanted)}, and none stands"
         )
-    found = client.get_model_version(ref.name, ref.version)
+    found = Tracking(platform).client.get_model_version(ref.name, ref.version)
     verdict = found.tags.get(f"{TAG}gate_verdict")
     if verdict != Verdict.PASS.value:
         raise PromotionRefusedError(
             f"{ref.name} version {ref.version} is not promoted: its gates say {verdict or 'nothing'}"
         )
+    # Whoever may write to the registry may write any tag; nobody writes to the ledger but gates.
+    settled = _settled(ref, history)
+    if settled is None or settled.event != REGISTERED or settled.details["model_digest"] != ref.digest:
+        raise PromotionRefusedError(
+            f"{ref.name} version {ref.version} is not promoted: the ledger does not say that the gates passed "
+            "this model file; train again"
+        )
     load_version(platform, ref)
+
+
+def _settled(ref: ChampionRef, history: Sequence[Entry]) -> Entry | None:
+    """The last that the gates decided about a version."""
+    decided = [
+        entry
+        for entry in history
+        if entry.subject == _subject(ref)
+        and entry.event in {REGISTERED, REJECTED}
+        and entry.details["run_id"] == ref.run_id
+    ]
+    return decided[-1] if decided else None
+
+
+def _require_compared(ref: ChampionRef, before: str | None, history: Sequence[Entry]) -> None:
+    """Refuse a challenger that was compared with another champion than the one it would replace."""
+    if before in {None, ref.version}:
+        return
+    served = any(
+        entry.event == PROMOTED
+        and entry.subject == _subject(ref)
+        and entry.details["model_digest"] == ref.digest
+        for entry in history
+    )
+    settled = _settled(ref, history)
+    compared = settled.details.get("champion") if settled else None
+    if not served and compared != before:
+        raise PromotionRefusedError(
+            f"{ref.name} version {ref.version} is not promoted: its gates compared it with "
+            f"{f'version {compared}' if compared else 'no champion'}, and version {before} serves now; train again"
+        )

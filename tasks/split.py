@@ -135,23 +135,22 @@ def _by_share(rows: pa.Table, key: Sequence[str], split: RandomSplit | GroupSpli
 
 
 def _by_time(column: pa.ChunkedArray, split: TimeSplit) -> np.ndarray:
-    """The latest share of rows is the holdout; a boundary lies between two different times, never inside one."""
+    """The latest share of rows is the holdout; a boundary lies between two different times, never inside one.
+
+    Boundaries are where the shares come closest to those asked for, with at least one time in each part.
+    """
     if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
         raise BadInputError(f"split: {split.column!r} is of type {column.type} and tells no time")
     moments = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64()).to_numpy()
     times, counts = np.unique(moments, return_counts=True)
+    if len(times) < len(_PARTS):
+        raise BadInputError(
+            f"split: {split.column!r} has only {len(times)} different times; three are needed"
+        )
     after = counts[::-1].cumsum()[::-1] / len(moments)
-    holdout_from = _boundary(times, after, split.holdout)
-    validation_from = _boundary(times, after, split.holdout + split.validation)
-    if validation_from >= holdout_from:
-        earlier = times[times < holdout_from]
-        validation_from = earlier[-1] if len(earlier) else holdout_from
-    return np.select([moments >= holdout_from, moments >= validation_from], [2, 1], 0).astype(np.int8)
-
-
-def _boundary(times: np.ndarray, after: np.ndarray, share: float) -> int:
-    """The boundary whose later rows are closest to `share` of all, leaving at least one earlier time."""
-    return int(times[1:][np.argmin(np.abs(after[1:] - share))]) if len(times) > 1 else int(times[0])
+    holdout = 2 + int(np.argmin(np.abs(after[2:] - split.holdout)))
+    validation = 1 + int(np.argmin(np.abs(after[1:holdout] - (split.holdout + split.validation))))
+    return np.select([moments >= times[holdout], moments >= times[validation]], [2, 1], 0).astype(np.int8)
 
 
 def _balance(target: pa.ChunkedArray, kind: TaskKind) -> dict[str, float]:

@@ -25,7 +25,6 @@ from platforms.scratch import scratch_folder
 from platforms.snapshot import Snapshot
 from tasks.checks import Failures, RowCheck, Sample, check_chunk, compile_schema
 from tasks.coercion import POLARS, coerce
-from tasks.distribution import distance
 from tasks.ingest import arrow_type
 from tasks.keys import RepeatedKeys
 from tasks.progress import stage
@@ -410,6 +409,8 @@ def distribution_check(
     platform: Platform, check: DistributionCheck, reference: Snapshot, current: Snapshot
 ) -> CheckResult:
     """One column of `current` against `reference`, on a seeded sample of at most 100,000 rows of each."""
+    from tasks.distribution import distance
+
     value, reason = float("nan"), f"against {reference}"
     if check.column not in reference.columns:
         reason = "the champion's training snapshot has no such column"

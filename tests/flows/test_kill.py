@@ -68,8 +68,9 @@ def _assert_nothing_is_doubled(home):
         "tree",
     ]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert [version.version for version in client.search_model_versions(f"name = '{name}'")] == [1]
-    assert dict(client.get_registered_model(name).aliases) == {"champion": "1"}
+    assert [str(version.version) for version in client.search_model_versions(f"name = '{name}'")] == ["1"]
+    aliases = dict(client.get_registered_model(name).aliases)
+    assert {alias: str(number) for alias, number in aliases.items()} == {"champion": "1"}
     for layer in ("bronze", "silver"):
         snapshot = platform.tables.latest(platform.table(layer, "binary_model", "rows"))
         assert snapshot.version == 0

@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
@@ -276,7 +276,7 @@ def fruit_rows(kind: str = "binary", rows: int = 400, seed: int = 0) -> Any:
 
 
 @dataclass(frozen=True)
-class Line:
+class FruitLine:
     """One model's way through the line, from a gold table on."""
 
     loaded: Any
@@ -326,10 +326,10 @@ class Line:
 
 
 @dataclass(frozen=True)
-class FinishedLine:
+class FinishedFruitLine:
     """A line that has been gone through once; its documents are to be read only."""
 
-    line: Line
+    line: FruitLine
     run: Any
     leaderboard: Any
     trained: Any
@@ -361,12 +361,12 @@ def fruit_spec(folder: Path, kind: str = "binary", change: Any = None) -> Any:
     return load_spec(path)
 
 
-def line_over(platform: Any, loaded: Any, rows: Any) -> Line:
+def line_over(platform: Any, loaded: Any, rows: Any) -> FruitLine:
     """The line over rows that count as valid: its gold table and its split."""
     from tasks.split import split_table
 
     gold = platform.tables.write(platform.table("gold", loaded.name, "features"), rows.to_reader())
-    return Line(loaded, platform, gold, split_table(loaded, platform, gold))
+    return FruitLine(loaded, platform, gold, split_table(loaded, platform, gold))
 
 
 @pytest.fixture(scope="session")
@@ -409,7 +409,7 @@ def make_line(tracked, make_spec):
     return make
 
 
-def _finished(kind: str, folder: Path, template: Path, change: Any = None) -> FinishedLine:
+def _finished(kind: str, folder: Path, template: Path, change: Any = None) -> FinishedFruitLine:
     environment = Environment(
         name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
     )
@@ -420,7 +420,7 @@ def _finished(kind: str, folder: Path, template: Path, change: Any = None) -> Fi
     run = line.open()
     leaderboard = line.compete(run)
     trained = line.train(run)
-    return FinishedLine(line, run, leaderboard, trained, line.evaluate(run, trained))
+    return FinishedFruitLine(line, run, leaderboard, trained, line.evaluate(run, trained))
 
 
 @pytest.fixture(scope="session")
@@ -436,3 +436,211 @@ def multiclass_line(tmp_path_factory, mlflow_template):
 @pytest.fixture(scope="session")
 def regression_line(tmp_path_factory, mlflow_template):
     return _finished("regression", tmp_path_factory.mktemp("regression"), mlflow_template)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A model trained and logged, not yet registered; `evaluation` and `gates` are None where nobody asked."""
+
+    loaded: Any
+    platform: Any
+    tables: Any
+    gold: Any
+    parts: Any
+    run: Any
+    leaderboard: Any
+    trained: Any
+    evaluation: Any = None
+    gates: Any = None
+
+
+TARGETS = {
+    "integer": {"kind": "binary", "column": "target", "positive": 1},
+    "string": {"kind": "binary", "column": "target", "positive": "malignant"},
+    "boolean": {"kind": "binary", "column": "target", "positive": True},
+    "number": {"kind": "binary", "column": "target", "positive": 1},
+    "multiclass": {"kind": "multiclass", "column": "target"},
+    "regression": {"kind": "regression", "column": "target"},
+}
+
+
+def patients(target="integer"):
+    """scikit-learn's breast cancer rows, with gaps, wards and a target of the wanted type."""
+    import numpy as np
+    import pandas as pd
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    rows, malignant = np.arange(len(data.target)), data.target == 0
+    return pd.DataFrame(
+        {
+            "id": rows,
+            "radius": data.data[:, 0],
+            "texture": pd.Series(data.data[:, 1]).where(rows % 50 != 0),
+            "visits": pd.array(np.where(rows % 40 == 0, None, rows % 7), "Int64"),
+            "ward": np.where(rows % 2, "elm", "oak"),
+            "insured": rows % 3 == 0,
+            "target": {
+                "integer": malignant.astype(int),
+                "string": np.where(malignant, "malignant", "benign"),
+                "boolean": malignant,
+                "number": malignant.astype(float),
+                "multiclass": np.where(malignant, np.where(rows % 2, "grave", "grim"), "benign"),
+                "regression": data.data[:, 2] / 10,
+            }[target],
+        }
+    )
+
+
+def patients_spec(target="integer"):
+    declared = {"multiclass": "string", "regression": "number"}.get(target, target)
+    metric = {"multiclass": "accuracy", "regression": "r2"}.get(target, "roc_auc")
+    family = "Regressor" if target == "regression" else "Classifier"
+    return {
+        "name": "patients",
+        "governance": {"owner": "tests", "purpose": "To be tested."},
+        "target": TARGETS[target],
+        "sources": {"rows": {"kind": "csv", "path": "patients.csv"}},
+        "contract": {
+            "rows": {
+                "unique": [["id"]],
+                "max_invalid_share": 0.05,
+                "columns": {
+                    "id": {"type": "integer"},
+                    "radius": {"type": "number", "min": 0, "max": 1000},
+                    "texture": {"type": "number", "nullable": True},
+                    "visits": {"type": "integer", "nullable": True},
+                    "ward": {"type": "string", "values": ["elm", "oak"]},
+                    "insured": {"type": "boolean"},
+                    "target": {"type": declared},
+                },
+                "rules": [
+                    {"name": "smooth", "expression": "radius < texture * 100"},
+                    {"name": "told", "expression": "target is not null and radius > 0"},
+                ],
+            }
+        },
+        "features": {
+            "entity": ["id"],
+            "numeric": ["radius", "texture", "visits"],
+            "categorical": ["ward"],
+            "boolean": ["insured"],
+        },
+        "split": {"kind": "random", "holdout": 0.3, "validation": 0.2, "min_rows": 20},
+        "training": {
+            "metric": metric,
+            "folds": 3,
+            "candidates": [
+                {
+                    "name": "tree",
+                    "estimator": f"sklearn.tree.DecisionTree{family}",
+                    "params": {"max_depth": 4},
+                }
+            ],
+        },
+        "evaluation": {"metrics": [metric], "bootstrap": 200},
+        "gates": [
+            {"kind": "metric", "metric": metric, "min": 0.5},
+            {"kind": "champion", "metric": metric, "margin": 0.05, "min_rows": 30},
+        ],
+    }
+
+
+def train_line(folder, platform, target="integer", change=None):
+    """Ingest, validate, split and train, through the pure functions."""
+    import yaml
+
+    from deployments.spec import load_spec
+    from tasks.ingest import ingest_table
+    from tasks.split import split_table
+    from tasks.train import open_run, rank, train_candidate, train_winner
+    from tasks.validate import validate_table
+
+    spec = patients_spec(target)
+    if change is not None:
+        change(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    patients(target).to_csv(folder / "patients.csv", index=False)
+    (folder / "model.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    loaded = load_spec(folder / "model.yaml")
+    bronze = ingest_table(loaded, platform, "rows", loaded.spec.sources["rows"])
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    table = validate_table(
+        loaded.spec.contract["rows"],
+        platform,
+        model=loaded.name,
+        table="rows",
+        bronze=bronze,
+        clock=moment,
+    )
+    parts = split_table(loaded, platform, table.silver)
+    run = open_run(loaded, platform, table.silver, parts, moment)
+    leaderboard = rank(
+        loaded,
+        [
+            train_candidate(loaded, platform, run, parts.development, item)
+            for item in loaded.spec.training.candidates
+        ],
+    )
+    trained = train_winner(loaded, platform, run, parts.development, leaderboard)
+    return Line(loaded, platform, (table,), table.silver, parts, run, leaderboard, trained)
+
+
+def moved(platform, root):
+    """A copy of a platform's whole data root, with MLflow's absolute addresses put right."""
+    import shutil
+    import sqlite3
+
+    shutil.copytree(platform.root, root)
+    database = sqlite3.connect(root / "mlflow.db")
+    for table, column in (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+        ("model_versions", "source"),
+        ("model_versions", "storage_location"),
+    ):
+        database.execute(
+            f"update {table} set {column} = replace({column}, ?, ?)",
+            (f"{platform.root}/", f"{root}/"),
+        )
+    database.commit()
+    database.close()
+    return LocalPlatform(platform.environment, root)
+
+
+@pytest.fixture(scope="session")
+def first_line(tmp_path_factory):
+    """A first version, judged by its gates; nothing is registered. Not to be written to: ask for `line`."""
+    from tasks.champion import NoChampionYet
+    from tasks.evaluate import evaluate_challenger
+    from tasks.gate import judge
+
+    folder = tmp_path_factory.mktemp("line")
+    environment = Environment(
+        name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
+    )
+    line = train_line(folder, LocalPlatform(environment, folder / "data"))
+    evaluation = evaluate_challenger(
+        line.loaded,
+        line.platform,
+        line.run,
+        line.trained,
+        line.parts.development,
+        line.parts.holdout,
+        NoChampionYet(),
+    )
+    gates = judge(line.loaded.spec.gates, evaluation)
+    return replace(line, evaluation=evaluation, gates=gates)
+
+
+@pytest.fixture
+def line(first_line, tmp_path):
+    """The first version with a data root of the test's own."""
+    return replace(first_line, platform=moved(first_line.platform, tmp_path / "data"))
+
+
+@pytest.fixture
+def moved_platform():
+    """`moved`, for tests that want several copies."""
+    return moved
