@@ -53,7 +53,9 @@ class ColumnContract(Declared):
         if self.min_completeness is not None and not self.nullable:
             raise ValueError("`min_completeness` is for nullable columns; this one may not be null at all")
         if self.pii is not None and (self.values is not None or self.pattern is not None):
-            raise ValueError("`values` and `pattern` cannot be checked on personal data, which is never stored as it was")
+            raise ValueError(
+                "`values` and `pattern` cannot be checked on personal data: it is never stored as it was"
+            )
         if self.pii == "hash" and not textual:
             raise ValueError("`pii: hash` is for columns of type string")
         return self

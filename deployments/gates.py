@@ -94,7 +94,8 @@ class CalibrationGate(Declared):
 class LeakageGate(Declared):
     """No single feature may predict the target too well by itself: such a feature usually knows the answer.
 
-    `max_score` bounds the cross-validated ROC AUC (one against the rest), or R² for regression, of a small tree on each feature alone.
+    `max_score` bounds the cross-validated score of a small tree on each feature alone: ROC AUC (one against the
+    rest), or R² for regression.
     """
 
     kind: Literal["leakage"] = "leakage"

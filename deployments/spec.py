@@ -254,7 +254,9 @@ def _must_show(table: TableContract, column: str, path: tuple[str | int, ...]) -
     """The column must be there, and its values may stand in reports and logs."""
     _must_have(table, column, path)
     if table.columns[column].pii is not None:
-        raise DeclarationError(path, f"{column!r} is personal data (pii), and its values would be shown in reports")
+        raise DeclarationError(
+            path, f"{column!r} is personal data (pii), and its values would be shown in reports"
+        )
 
 
 def _must_measure(metric: str, kind: TaskKind, path: tuple[str | int, ...]) -> None:

@@ -121,7 +121,7 @@ def show_training(outcome: "TrainOutcome") -> None:
         snapshot = table.silver or table.bronze
         version = f"{snapshot.table} v{snapshot.version} · {snapshot.digest[:12]}"
         data.add_row(
-            table.table, version, f"{table.rows:,}", f"{table.invalid_rows:,}", _verdict(table.verdict)
+            table.table, f"{table.rows:,}", f"{table.invalid_rows:,}", _verdict(table.verdict), version
         )
     out.print(data, "")
     for table in outcome.tables:

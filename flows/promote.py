@@ -10,7 +10,7 @@ from tasks.champion import ChampionMissing, ChampionRef, version_ref
 from tasks.register import PromotionRefusedError, Version
 
 
-@task(name="promote", cache_policy=NO_CACHE)
+@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
 def promote_version(platform: Platform, model: str, ref: ChampionRef) -> Version:
     """Move the aliases, and write it into the ledger."""
     return register.promote(platform, model, ref)

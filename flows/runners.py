@@ -10,14 +10,13 @@ from deployments.environment import DaskRunner, Environment, ProcessRunner
 def task_runner(environment: Environment) -> TaskRunner[Any]:
     """Threads, processes or a Dask cluster."""
     config = environment.task_runner
+    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=config.workers)
     if isinstance(config, ProcessRunner):
-        runner: TaskRunner[Any] = ProcessPoolTaskRunner(max_workers=config.workers)
-        return runner
-    if isinstance(config, DaskRunner):
+        runner = ProcessPoolTaskRunner(max_workers=config.workers)
+    elif isinstance(config, DaskRunner):
         from prefect_dask import DaskTaskRunner
 
-        if config.address is not None:
-            return DaskTaskRunner(address=config.address)
-        cluster = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
-        return DaskTaskRunner(cluster_kwargs=cluster)
-    return ThreadPoolTaskRunner(max_workers=config.workers)
+        local = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
+        cluster = {"address": config.address} if config.address is not None else {"cluster_kwargs": local}
+        runner = DaskTaskRunner(**cluster)
+    return runner

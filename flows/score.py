@@ -17,13 +17,13 @@ from tasks.publish import publish_links
 from tasks.score import ScoreOutcome, default_output, require_champion, score_file, score_snapshot
 
 
-@task(name="score file", cache_policy=NO_CACHE)
+@task(name="score file", task_run_name="score file", cache_policy=NO_CACHE)
 def score_given(loaded: LoadedSpec, platform: Platform, given: str, output: Path) -> ScoreOutcome:
     """Score a file."""
     return score_file(loaded, platform, given, output)
 
 
-@task(name="score everyone", cache_policy=NO_CACHE)
+@task(name="score everyone", task_run_name="score everyone", cache_policy=NO_CACHE)
 def score_current(
     loaded: LoadedSpec, platform: Platform, as_of: datetime | None, output: Path | None
 ) -> ScoreOutcome:

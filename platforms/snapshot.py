@@ -51,11 +51,12 @@ class ContentDigest:
                 places = np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False)) + self.rows
                 nulls.update(places.astype("<i8").data)
             plain = _plain(column, name)
-            if pa.types.is_large_string(plain.type):
-                starts = np.frombuffer(plain.buffers()[1], np.int64)[
+            if _is_text(plain.type):
+                width = np.int64 if pa.types.is_large_string(plain.type) else np.int32
+                starts = np.frombuffer(plain.buffers()[1], width)[
                     plain.offset : plain.offset + len(plain) + 1
                 ]
-                lengths.update(np.diff(starts).data)
+                lengths.update(np.diff(starts).astype("<i4", copy=False).data)
                 data = plain.buffers()[2]
                 if data is not None:
                     values.update(memoryview(data)[starts[0] : starts[-1]])
@@ -74,14 +75,16 @@ class ContentDigest:
 
 
 def _plain(column: pa.Array, name: str) -> pa.Array:
-    """The column without nulls, as numbers or as large strings."""
+    """The column without nulls, as numbers or as text with offsets."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _plain(column.dictionary_decode(), name)
     if pa.types.is_null(kind):
         return pa.array(np.zeros(len(column), np.uint8))
-    if pa.types.is_decimal(kind) or _is_text(kind):
+    if pa.types.is_decimal(kind) or pa.types.is_string_view(kind):
         return _filled(column.cast(pa.large_string()), "")
+    if _is_text(kind):
+        return _filled(column, "")
     if pa.types.is_boolean(kind):
         return _filled(column, False).cast(pa.uint8())
     if pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind):

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from itertools import chain
 from pathlib import Path
 from typing import TextIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema
@@ -33,6 +35,7 @@ _ROWS = "contender.rows"
 # A row group is held in memory while it is written, and again by whoever reads it.
 _GROUP_ROWS = 262_144
 _GROUP_BYTES = 64 << 20
+_SAMPLE_ROWS = 16_384
 
 # A snapshot can be opened for as long as the table stands: an old champion's data is asked for years later.
 _CONFIGURATION = {
@@ -199,15 +202,27 @@ class DeltaTables:
 def _stage(stream: pa.RecordBatchReader, staged: Path) -> ContentDigest:
     """Write a stream to a file and digest it; reading, digesting and writing run beside each other."""
     digest = ContentDigest(stream.schema)
+    groups = _ahead(_row_groups(stream))
+    first = next(groups, None) or stream.schema.empty_table()
     with (
-        pq.ParquetWriter(staged, stream.schema, compression="lz4") as writer,
+        pq.ParquetWriter(staged, stream.schema, compression="lz4", **_layout(first)) as writer,
         ThreadPoolExecutor(1, "digest") as beside,
     ):
-        for group in _ahead(_row_groups(stream)):
+        for group in chain([first], groups):
             digested = beside.submit(_take_in, digest, group)
             writer.write_table(group)
             digested.result()
     return digest
+
+
+def _layout(group: pa.Table) -> dict[str, list[str]]:
+    """Dictionaries where values repeat, and bounds where queries look for them: other ones take half the time."""
+    sample = group.slice(0, _SAMPLE_ROWS)
+    repeating = [
+        name for name in group.column_names if 2 * pc.count_distinct(sample[name]).as_py() <= len(sample)
+    ]
+    ordered = [f.name for f in group.schema if pa.types.is_temporal(f.type) or pa.types.is_integer(f.type)]
+    return {"use_dictionary": repeating, "write_statistics": ordered}
 
 
 def _decoded(dataset: ds.Dataset, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:

@@ -86,7 +86,7 @@ def validate(
     )
 
 
-@task(name="features", **_STEP)
+@task(name="features", task_run_name="features", **_STEP)
 def features(
     loaded: LoadedSpec, platform: Platform, silver: dict[str, Snapshot], as_of: datetime
 ) -> Snapshot:
@@ -94,7 +94,7 @@ def features(
     return build_training_features(loaded, platform, silver, as_of)
 
 
-@task(name="split", **_STEP)
+@task(name="split", task_run_name="split", **_STEP)
 def split(loaded: LoadedSpec, platform: Platform, gold: Snapshot) -> Parts:
     """Train, validation and holdout, each a table of its own."""
     return split_table(loaded, platform, gold)
@@ -108,7 +108,7 @@ def candidate_task(
     return train_candidate(loaded, platform, run, development, candidate)
 
 
-@task(name="train", **_STEP)
+@task(name="train", task_run_name="train", **_STEP)
 def winner(
     loaded: LoadedSpec,
     platform: Platform,
@@ -122,7 +122,7 @@ def winner(
     return leaderboard, train_winner(loaded, platform, run, development, leaderboard)
 
 
-@task(name="evaluate", **_STEP)
+@task(name="evaluate", task_run_name="evaluate", **_STEP)
 def evaluate(
     loaded: LoadedSpec,
     platform: Platform,
@@ -139,7 +139,7 @@ def evaluate(
     return evaluation
 
 
-@task(name="gate", **_STEP)
+@task(name="gate", task_run_name="gate", **_STEP)
 def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: Evaluation) -> GateReport:
     """Every gate that needs no registered artifact."""
     report = judge(loaded.spec.gates, evaluation)
@@ -153,7 +153,7 @@ def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: E
     return report
 
 
-@task(name="register", **_STEP)
+@task(name="register", task_run_name="register", **_STEP)
 def register(
     loaded: LoadedSpec,
     platform: Platform,
@@ -173,14 +173,14 @@ def register(
     return settle(loaded, platform, run, version, report), report
 
 
-@task(name="contract", **_STEP)
+@task(name="contract", task_run_name="contract", **_STEP)
 def contract(loaded: LoadedSpec, platform: Platform, results: Sequence[TableResult]) -> str:
     """All tables' findings as an artifact and a page; stops where one is broken."""
     publish.publish_contract(loaded.name, results)
     return check_contract(loaded, platform, results)
 
 
-@task(name="open run", **_STEP)
+@task(name="open run", task_run_name="open run", **_STEP)
 def open_training(
     loaded: LoadedSpec,
     platform: Platform,
@@ -198,7 +198,7 @@ def open_training(
     return run
 
 
-@task(name="report", **_STEP)
+@task(name="report", task_run_name="report", **_STEP)
 def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: Any) -> TrainOutcome:
     """Pages, evidence bundle and outcome."""
     outcome = conclude(loaded, platform, run, **found)

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -369,6 +370,71 @@ def line_over(platform: Any, loaded: Any, rows: Any) -> FruitLine:
     return FruitLine(loaded, platform, gold, split_table(loaded, platform, gold))
 
 
+WRITES = (
+    "create_run",
+    "log_batch",
+    "log_inputs",
+    "log_text",
+    "log_artifact",
+    "log_figure",
+    "create_logged_model",
+    "log_model_artifacts",
+    "finalize_logged_model",
+    "set_terminated",
+)
+
+
+class Killed(BaseException):
+    """What a test dies of."""
+
+
+@contextmanager
+def killed_after(writes, monkeypatch):
+    """Die once so many writes to MLflow are done; a write within a write is part of it."""
+    from mlflow import MlflowClient
+
+    done, depth = 0, 0
+
+    def counting(name, plain):
+        def write(*arguments, **named):
+            nonlocal done, depth
+            depth += 1
+            result = plain(*arguments, **named)
+            depth -= 1
+            done += depth == 0
+            if depth == 0 and done == writes:
+                raise Killed(name)
+            return result
+
+        return write
+
+    with monkeypatch.context() as patched:
+        for name in WRITES:
+            patched.setattr(MlflowClient, name, counting(name, getattr(MlflowClient, name)))
+        yield
+
+
+@pytest.fixture
+def killed_after_every_write(monkeypatch):
+    """Runs a step again and again, one write further every second time, until it gets to its end.
+
+    Returns what it returned then, and the writes after which it was killed. Every second time, since what was
+    made once is found by the next run: that run's first write is the second of all.
+    """
+
+    def run(step):
+        killed = []
+        for attempt in range(2, 100):
+            try:
+                with killed_after(attempt // 2, monkeypatch):
+                    return step(), killed
+            except Killed as death:
+                killed += death.args
+        raise AssertionError
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory):
     """An MLflow database with its tables made, to be copied: making them takes seconds."""
@@ -644,3 +710,15 @@ def line(first_line, tmp_path):
 def moved_platform():
     """`moved`, for tests that want several copies."""
     return moved
+
+
+@pytest.fixture(name="patients", scope="session")
+def given_patients():
+    """`patients`, for tests that need rows."""
+    return patients
+
+
+@pytest.fixture(name="train_line", scope="session")
+def given_train_line():
+    """`train_line`, for tests that need a model of another kind."""
+    return train_line

@@ -54,17 +54,11 @@ def registered(line):
 def proposed(line, *verdicts, champion=None):
     """A settled version; one more, where one of the same run stands."""
     version = registered(line)
-    if version.aliases or ledger_of(line.platform).entries(MODEL):
-        line = another_run(line) if version_settled(line, version) else line
+    if (register.REGISTERED, f"{MODEL}/{version.version}") in events(line):
+        line = another_run(line)
         version = registered(line)
     settle(line.loaded, line.platform, line.run, version, report_of(line, *verdicts, champion=champion))
     return version_ref(line.platform, MODEL, version.version)
-
-
-def version_settled(line, version):
-    return any(
-        entry.subject == f"{MODEL}/{version.version}" for entry in ledger_of(line.platform).entries(MODEL)
-    )
 
 
 def client_of(line):
@@ -195,17 +189,17 @@ def test_a_fresh_process_gives_the_same_answers(line, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["MLmodel", "model.skops", "sitecustomize.py"])
-def test_an_artifact_changed_since_it_was_saved_fails_the_integration_gate(line, file):
+def test_an_artifact_changed_since_it_was_saved_fails_the_integration_gate(line):
     version = registered(line)
     where = client_of(line).get_logged_model(line.trained.model_id).artifact_location
-    path = line.platform.root / where.partition("/data/")[2] / file
-    path.write_bytes((path.read_bytes() if path.exists() else b"") + b"\n")
+    folder = line.platform.root / where.partition("/data/")[2]
+    (folder / "MLmodel").write_text((folder / "MLmodel").read_text() + "\n")
+    (folder / "sitecustomize.py").touch()
 
     found = integration_gate(line.platform, version, line.trained)
 
     assert found.verdict is Verdict.FAIL
-    assert file in found.reason
+    assert "MLmodel, sitecustomize.py" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -405,7 +399,7 @@ def test_going_back_and_forth_is_recorded_each_time(line):
     assert ledger_of(line.platform).verify().ok
 
 
-@pytest.mark.parametrize("serving", [0, 1, 2], ids=["nobody", "first", "second"])
+@pytest.mark.parametrize("serving", [0, 2], ids=["nobody", "second"])
 def test_a_promotion_survives_being_killed_at_every_write(line, moved_platform, tmp_path, killer, serving):
     for version in range(serving):
         promote(line.platform, MODEL, proposed(line, champion=str(version) if version else None))

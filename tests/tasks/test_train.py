@@ -5,7 +5,6 @@ import math
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from mlflow import MlflowClient
 from mlflow.models import Model
 from sklearn.metrics import f1_score
 
@@ -41,63 +39,7 @@ from tasks.train import (
 )
 
 ROOT = Path(__file__).parents[2]
-WRITES = (
-    "create_run",
-    "log_batch",
-    "log_inputs",
-    "log_text",
-    "log_artifact",
-    "log_figure",
-    "create_logged_model",
-    "log_model_artifacts",
-    "finalize_logged_model",
-    "set_terminated",
-)
 CODE = CodeVersion(commit="c" * 40, dirty=False, digest="e" * 64)
-
-
-class Killed(BaseException):
-    """What a test dies of."""
-
-
-@contextmanager
-def killed_after(writes, monkeypatch):
-    """Die once so many writes to MLflow are done; a write within a write is part of it."""
-    done, depth = 0, 0
-
-    def counting(name, plain):
-        def write(*arguments, **named):
-            nonlocal done, depth
-            depth += 1
-            result = plain(*arguments, **named)
-            depth -= 1
-            done += depth == 0
-            if depth == 0 and done == writes:
-                raise Killed(name)
-            return result
-
-        return write
-
-    with monkeypatch.context() as patched:
-        for name in WRITES:
-            patched.setattr(MlflowClient, name, counting(name, getattr(MlflowClient, name)))
-        yield
-
-
-def killed_after_every_write(step, monkeypatch):
-    """Run `step` again and again, one write further every second time, until it gets to its end.
-
-    Returns what it returned then, and the writes after which it was killed. Every second time, since what was
-    made once is found by the next run: that run's first write is the second of all.
-    """
-    killed = []
-    for attempt in range(2, 100):
-        try:
-            with killed_after(attempt // 2, monkeypatch):
-                return step(), killed
-        except Killed as death:
-            killed += death.args
-    raise AssertionError
 
 
 def runs_of(line):
@@ -232,13 +174,14 @@ def test_an_opened_run_says_what_went_in(binary_line):
 # Killed anywhere: one parent, one child for each candidate, one logged model, the same digest.
 
 
-def test_a_candidate_killed_after_any_write_is_finished_by_the_next_run(make_line, binary_line, monkeypatch):
+def test_a_candidate_killed_after_any_write_is_finished_by_the_next_run(
+    make_line, binary_line, killed_after_every_write
+):
     line = make_line()
     run, candidate = line.open(), line.loaded.spec.training.candidates[0]
 
     result, killed = killed_after_every_write(
-        lambda: train_candidate(line.loaded, line.platform, run, line.parts.development, candidate),
-        monkeypatch,
+        lambda: train_candidate(line.loaded, line.platform, run, line.parts.development, candidate)
     )
 
     expected = binary_line.leaderboard.winner
@@ -256,13 +199,13 @@ def test_a_candidate_killed_after_any_write_is_finished_by_the_next_run(make_lin
 
 
 def test_a_winner_killed_after_any_write_is_logged_once_with_the_same_digest(
-    make_line, binary_line, monkeypatch, tmp_path
+    make_line, binary_line, killed_after_every_write, tmp_path
 ):
     line = make_line()
     run = line.open()
     line.compete(run)
 
-    trained, killed = killed_after_every_write(lambda: line.train(run), monkeypatch)
+    trained, killed = killed_after_every_write(lambda: line.train(run))
 
     assert set(killed) == {
         "log_text",
@@ -281,10 +224,10 @@ def test_a_winner_killed_after_any_write_is_logged_once_with_the_same_digest(
     assert line.train(run) == trained
 
 
-def test_a_run_killed_while_it_is_opened_is_opened_by_the_next(make_line, monkeypatch):
+def test_a_run_killed_while_it_is_opened_is_opened_by_the_next(make_line, killed_after_every_write):
     line = make_line()
 
-    run, killed = killed_after_every_write(line.open, monkeypatch)
+    run, killed = killed_after_every_write(line.open)
 
     assert set(killed) == {"create_run", "log_batch", "log_inputs", "log_text"}
     assert [one.info.run_id for one in runs_of(line)] == [run.run_id]
