@@ -226,7 +226,7 @@ def without_credentials(uri: str) -> str:
     if not separator:
         return uri
     # Not by urlsplit: a database password may hold slashes, brackets and question marks.
-    return f"{scheme}://{re.sub(r'^[^/@]*(:.*)?@', '', rest).partition('?')[0]}"
+    return f"{scheme}://{re.sub(r'^[^:/@]*(:.*)?@', '', rest).partition('?')[0]}"
 
 
 def _plots(tracking: Tracking, run_id: str) -> dict[str, bytes]:

@@ -334,9 +334,13 @@ def _work_folder(output: Path, plan: _Plan) -> Iterator[Path]:
         try:
             yield work
         except ContenderError:
-            shutil.rmtree(work)
+            _clear(work)
             raise
-        shutil.rmtree(work)
+        _clear(work)
+
+
+def _clear(work: Path) -> None:
+    shutil.rmtree(work)
 
 
 @contextmanager

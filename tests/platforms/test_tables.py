@@ -191,7 +191,9 @@ def test_times_of_day_are_stored_as_text(tables):
 
 
 @pytest.mark.parametrize(
-    "column", [[[1]], [{"b": 1}], [b"bytes"], [timedelta(days=1)]], ids=["list", "struct", "bytes", "duration"]
+    "column",
+    [[[1]], [{"b": 1}], [b"bytes"], [timedelta(days=1)]],
+    ids=["list", "struct", "bytes", "duration"],
 )
 def test_types_that_a_table_cannot_hold_are_refused_by_name(tables, column):
     with pytest.raises(BadInputError, match=r"column 'odd' has the type .* which a table cannot hold"):

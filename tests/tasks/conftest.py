@@ -225,6 +225,7 @@ FRUIT = """
       - {kind: champion, metric: roc_auc, margin: 0.02, min_rows: 30}
       - {kind: latency, max_p95_milliseconds: 60000, requests: 50}
 """
+QUICK = {"kind": "latency", "max_p95_milliseconds": 60000, "requests": 50}
 KINDS = {
     "binary": {},
     "multiclass": {
@@ -233,7 +234,7 @@ KINDS = {
         "metrics": ["accuracy", "log_loss", "roc_auc_ovr"],
         "ripe": {"type": "string"},
         "estimators": ("sklearn.linear_model.LogisticRegression", "sklearn.tree.DecisionTreeClassifier"),
-        "gates": [{"kind": "metric", "metric": "accuracy", "min": 0.5}],
+        "gates": [{"kind": "metric", "metric": "accuracy", "min": 0.5}, QUICK],
     },
     "regression": {
         "target": {"kind": "regression", "column": "ripe"},
@@ -241,7 +242,7 @@ KINDS = {
         "metrics": ["rmse", "mae", "r2"],
         "ripe": {"type": "number"},
         "estimators": ("sklearn.linear_model.Ridge", "sklearn.tree.DecisionTreeRegressor"),
-        "gates": [{"kind": "metric", "metric": "r2", "min": 0.1}],
+        "gates": [{"kind": "metric", "metric": "r2", "min": 0.1}, QUICK],
     },
 }
 
@@ -416,17 +417,17 @@ def killed_after(writes, monkeypatch):
 
 @pytest.fixture
 def killed_after_every_write(monkeypatch):
-    """Runs a step again and again, one write further every second time, until it gets to its end.
+    """Runs a step again and again, one write further each time, until it gets to its end.
 
-    Returns what it returned then, and the writes after which it was killed. Every second time, since what was
-    made once is found by the next run: that run's first write is the second of all.
+    Returns what it returned then, and the writes after which it was killed. With `times=2` it is killed twice
+    after each: where what was made once is found by the next run, that run's first write is the second of all.
     """
 
-    def run(step):
+    def run(step, times=1):
         killed = []
-        for attempt in range(2, 100):
+        for attempt in range(times, 100):
             try:
-                with killed_after(attempt // 2, monkeypatch):
+                with killed_after(attempt // times, monkeypatch):
                     return step(), killed
             except Killed as death:
                 killed += death.args
@@ -466,23 +467,33 @@ def make_rows():
 
 
 @pytest.fixture
-def make_line(tracked, make_spec):
+def make_line(make_fruit_line, tmp_path):
     """Makes a line: `make_line(kind, change, rows)`; `change` edits the spec, `rows` replaces the table."""
-
-    def make(kind="binary", change=None, rows=None):
-        return line_over(tracked, make_spec(kind, change), fruit_rows(kind) if rows is None else rows)
-
-    return make
+    return make_fruit_line(tmp_path)
 
 
-def _finished(kind: str, folder: Path, template: Path, change: Any = None) -> FinishedFruitLine:
-    environment = Environment(
-        name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
-    )
-    platform = LocalPlatform(environment, folder / "data")
-    platform.root.mkdir()
-    shutil.copy(template, platform.root / "mlflow.db")
-    line = line_over(platform, fruit_spec(folder, kind, change), fruit_rows(kind))
+@pytest.fixture(scope="session")
+def make_fruit_line(mlflow_template):
+    """Makes functions that make lines under a folder, one platform for all of them."""
+
+    def under(folder):
+        environment = Environment(
+            name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
+        )
+        platform = LocalPlatform(environment, folder / "data")
+        platform.root.mkdir(parents=True, exist_ok=True)
+        shutil.copy(mlflow_template, platform.root / "mlflow.db")
+
+        def make(kind="binary", change=None, rows=None):
+            loaded = fruit_spec(folder / "spec", kind, change)
+            return line_over(platform, loaded, fruit_rows(kind) if rows is None else rows)
+
+        return make
+
+    return under
+
+
+def _finished(line: FruitLine) -> FinishedFruitLine:
     run = line.open()
     leaderboard = line.compete(run)
     trained = line.train(run)
@@ -490,18 +501,18 @@ def _finished(kind: str, folder: Path, template: Path, change: Any = None) -> Fi
 
 
 @pytest.fixture(scope="session")
-def binary_line(tmp_path_factory, mlflow_template):
-    return _finished("binary", tmp_path_factory.mktemp("binary"), mlflow_template)
+def binary_line(tmp_path_factory, make_fruit_line):
+    return _finished(make_fruit_line(tmp_path_factory.mktemp("binary"))("binary"))
 
 
 @pytest.fixture(scope="session")
-def multiclass_line(tmp_path_factory, mlflow_template):
-    return _finished("multiclass", tmp_path_factory.mktemp("multiclass"), mlflow_template)
+def multiclass_line(tmp_path_factory, make_fruit_line):
+    return _finished(make_fruit_line(tmp_path_factory.mktemp("multiclass"))("multiclass"))
 
 
 @pytest.fixture(scope="session")
-def regression_line(tmp_path_factory, mlflow_template):
-    return _finished("regression", tmp_path_factory.mktemp("regression"), mlflow_template)
+def regression_line(tmp_path_factory, make_fruit_line):
+    return _finished(make_fruit_line(tmp_path_factory.mktemp("regression"))("regression"))
 
 
 @dataclass(frozen=True)
@@ -706,7 +717,7 @@ def line(first_line, tmp_path):
     return replace(first_line, platform=moved(first_line.platform, tmp_path / "data"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def moved_platform():
     """`moved`, for tests that want several copies."""
     return moved

@@ -1,7 +1,9 @@
 """Evaluation: one look at the holdout; a champion compared fairly or not at all; nothing missing is made up."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,25 +71,59 @@ def evaluate_again(without_plots):
     return run
 
 
+@dataclass(frozen=True)
+class Contest:
+    """A champion and a challenger, trained on other splits of the same rows."""
+
+    first: Any
+    champion: Any
+    second: Any
+    run: Any
+    trained: Any
+
+    def evaluate(self):
+        """The challenger's evaluation, in a run of its own."""
+        again = Tracking(self.second.platform).create_run(self.run.experiment_id, "again", {})
+        return self.second.evaluate(
+            self.run.model_copy(update={"run_id": again}), self.trained, self.champion
+        )
+
+    @property
+    def champions_model(self):
+        return model_file_of(self.first, self.champion.model_id)
+
+    @property
+    def champions_rows(self):
+        run = Tracking(self.first.platform).client.get_run(self.champion.run_id)
+        return Path(run.info.artifact_uri.removeprefix("file://")) / TRAINING_ROWS
+
+
+def model_file_of(line, model_id):
+    location = Tracking(line.platform).client.get_logged_model(model_id).artifact_location
+    return Path(location.removeprefix("file://")) / SKOPS_FILE
+
+
+def hold_contest(make_line, champion=None, challenger=None, kind="binary", rows=(None, None)):
+    first = make_line(kind, champion or split_by(1), rows[0])
+    reference = first.reference(first.train(first.open()))
+    second = make_line(kind, challenger or split_by(2), rows[1])
+    run = second.open()
+    return Contest(first, reference, second, run, second.train(run))
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory, make_fruit_line):
+    """A contest, to be evaluated but not to be changed."""
+    return hold_contest(make_fruit_line(tmp_path_factory.mktemp("contest")))
+
+
 @pytest.fixture
-def contest(make_line, without_plots):
-    """Trains a champion and a challenger on other splits of the same rows; returns the challenger's evaluation.
-
-    `champion` and `challenger` edit their specs; `meddle` is called with MLflow's client, the champion and the
-    challenger's line before they are compared.
-    """
-
-    def run(champion=None, challenger=None, meddle=None):
-        first = make_line("binary", champion or split_by(1))
-        reference = first.reference(first.train(first.open()))
-        second = make_line("binary", challenger or split_by(2))
-        opened = second.open()
-        trained = second.train(opened)
-        if meddle is not None:
-            meddle(Tracking(second.platform).client, reference, second)
-        return first, second, reference, second.evaluate(opened, trained, reference)
-
-    return run
+def broken_contest(contest):
+    """The same, whose champion may be damaged: its files are put back."""
+    files = {path: path.read_bytes() for path in (contest.champions_model, contest.champions_rows)}
+    yield contest
+    for path, content in files.items():
+        path.write_bytes(content)
 
 
 # The holdout.
@@ -153,9 +189,8 @@ def test_an_evaluation_survives_its_document(multiclass_line):
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "regression"])
-def test_an_evaluation_killed_after_any_write_is_recorded_once(make_line, kind, killed_after_every_write):
-    line = make_line(kind)
+def test_an_evaluation_killed_after_any_write_is_recorded_once(make_line, killed_after_every_write):
+    line = make_line("regression")
     run = line.open()
     trained = line.train(run)
 
@@ -164,17 +199,16 @@ def test_an_evaluation_killed_after_any_write_is_recorded_once(make_line, kind, 
     client = Tracking(line.platform).client
     assert set(killed) == {"log_figure", "log_batch", "log_text"}
     assert line.evaluate(run, trained) == found
-    name = f"holdout_{line.loaded.spec.training.metric}"
-    assert len(client.get_metric_history(run.run_id, name)) == 1
+    assert len(client.get_metric_history(run.run_id, "holdout_rmse")) == 1
     drawn = {Path(item.path).stem for item in client.list_artifacts(run.run_id, "plots")}
-    assert drawn == {"importance", "slices", "residuals" if kind == "regression" else "confusion"}
+    assert drawn == {"importance", "slices", "residuals"}
 
 
 def test_a_challenger_whose_file_has_changed_is_not_evaluated(make_line, without_plots):
     line = make_line("binary", quick)
     run = line.open()
     trained = line.train(run)
-    change_a_byte(Tracking(line.platform).client, line.reference(trained), line)
+    change_a_byte(model_file_of(line, trained.model_id))
 
     with pytest.raises(UntrustedModelError, match="was recorded"):
         line.evaluate(run, trained)
@@ -205,16 +239,14 @@ def test_a_model_that_says_nan_passes_no_gate_that_measures_it(make_line, withou
 # The champion.
 
 
-def change_a_byte(client, reference, _line):
-    location = client.get_logged_model(reference.model_id).artifact_location
-    file = Path(location.removeprefix("file://")) / SKOPS_FILE
+def change_a_byte(file):
     content = bytearray(file.read_bytes())
     content[-30] ^= 1
     file.write_bytes(content)
 
 
-def test_the_champion_is_not_asked_about_rows_it_has_seen(contest):
-    first, second, reference, found = contest()
+def test_the_champion_is_not_asked_about_rows_it_has_seen(contest, without_plots):
+    first, second, reference = contest.first, contest.second, contest.champion
     spec, rows = second.loaded.spec, holdout_of(second)
     seen = {
         row
@@ -223,6 +255,8 @@ def test_the_champion_is_not_asked_about_rows_it_has_seen(contest):
     }
 
     kept = rows.filter(pa.array([row not in seen for row in rows.column(ROW_ID).to_pylist()]))
+
+    found = contest.evaluate()
 
     compared = found.comparison
     assert compared.problem == ""
@@ -237,8 +271,9 @@ def test_the_champion_is_not_asked_about_rows_it_has_seen(contest):
     assert not found.first_version
 
 
-def test_too_few_rows_left_are_inconclusive(contest):
-    *_, found = contest()
+def test_too_few_rows_left_are_inconclusive(contest, without_plots):
+    found = contest.evaluate()
+
     enough = GATE.model_copy(update={"margin": 1.0, "min_rows": found.comparison.rows})
     too_many = enough.model_copy(update={"min_rows": found.comparison.rows + 1})
 
@@ -246,54 +281,45 @@ def test_too_few_rows_left_are_inconclusive(contest):
     assert verdict_of(too_many, found) is Verdict.INCONCLUSIVE
 
 
-def test_rows_that_chose_the_champion_count_as_seen_though_it_was_not_refitted_on_them(contest):
+def test_rows_that_chose_the_champion_count_as_seen_though_it_was_not_refitted_on_them(
+    make_line, without_plots
+):
     def not_refitted(document):
         split_by(1)(document)
         document["training"]["refit_on"] = "train"
 
-    first, second, _, found = contest(champion=not_refitted)
+    held = hold_contest(make_line, champion=not_refitted)
 
-    chose = first.platform.tables.read(first.parts.development.validation.snapshot).column(ROW_ID)
-    trained = first.platform.tables.read(first.parts.development.train.snapshot).column(ROW_ID)
-    seen = {*chose.to_pylist(), *trained.to_pylist()}
-    asked_about = holdout_of(second).column(ROW_ID).to_pylist()
+    found = held.evaluate()
+
+    tables, development = held.first.platform.tables, held.first.parts.development
+    seen = {
+        row
+        for part in (development.train, development.validation)
+        for row in tables.read(part.snapshot).column(ROW_ID).to_pylist()
+    }
+    asked_about = holdout_of(held.second).column(ROW_ID).to_pylist()
     assert found.comparison.rows == len([row for row in asked_about if row not in seen])
 
 
-def holds_all_rows(client, reference, line):
-    path = line.platform.root / TRAINING_ROWS
-    write_training_rows(path, holdout_of(line).column(ROW_ID))
-    client.log_artifact(reference.run_id, str(path))
+DAMAGES = {
+    "was recorded": lambda held: change_a_byte(held.champions_model),
+    "there is no model file": lambda held: held.champions_model.unlink(),
+    "which rows it was trained on was not recorded": lambda held: held.champions_rows.unlink(),
+    "could not be scored": lambda held: held.champions_rows.write_bytes(b"not parquet"),
+    "it was trained on all": lambda held: write_training_rows(
+        held.champions_rows, holdout_of(held.second).column(ROW_ID)
+    ),
+}
 
 
-def lost_its_rows(client, reference, _line):
-    location = client.get_run(reference.run_id).info.artifact_uri.removeprefix("file://")
-    (Path(location) / TRAINING_ROWS).unlink()
+@pytest.mark.parametrize("said", DAMAGES)
+def test_a_champion_that_is_not_as_recorded_is_not_compared_and_nothing_passes(
+    broken_contest, without_plots, said
+):
+    DAMAGES[said](broken_contest)
 
-
-def has_garbled_rows(client, reference, line):
-    path = line.platform.root / TRAINING_ROWS
-    path.write_bytes(b"not parquet")
-    client.log_artifact(reference.run_id, str(path))
-
-
-def lost_its_model(client, reference, _line):
-    location = client.get_logged_model(reference.model_id).artifact_location
-    (Path(location.removeprefix("file://")) / SKOPS_FILE).unlink()
-
-
-@pytest.mark.parametrize(
-    ("meddle", "said"),
-    [
-        (change_a_byte, "was recorded"),
-        (lost_its_model, "there is no model file"),
-        (lost_its_rows, "which rows it was trained on was not recorded"),
-        (has_garbled_rows, "could not be scored"),
-        (holds_all_rows, "it was trained on all"),
-    ],
-)
-def test_a_champion_that_is_not_as_recorded_is_not_compared_and_nothing_passes(contest, meddle, said):
-    *_, found = contest(meddle=meddle)
+    found = broken_contest.evaluate()
 
     assert said in found.comparison.problem
     assert found.comparison.metrics == {}
@@ -315,8 +341,8 @@ def other_target(document):
     ("challenger", "said"),
     [(other_key, "its rows are told apart by fruit_id"), (other_target, "it predicts another target")],
 )
-def test_a_champion_of_another_question_is_not_compared(contest, challenger, said):
-    *_, found = contest(challenger=challenger)
+def test_a_champion_of_another_question_is_not_compared(make_line, without_plots, challenger, said):
+    found = hold_contest(make_line, challenger=challenger).evaluate()
 
     assert said in found.comparison.problem
     assert verdict_of(GATE, found) is Verdict.INCONCLUSIVE
@@ -325,13 +351,9 @@ def test_a_champion_of_another_question_is_not_compared(contest, challenger, sai
 def test_a_champion_that_knows_other_classes_is_not_compared(make_line, make_rows, without_plots):
     rows = make_rows("multiclass")
     words = pc.replace_substring(rows.column("ripe"), "fair", "so-so")
-    place = rows.column_names.index("ripe")
-    first = make_line("multiclass", quick, rows.set_column(place, "ripe", words))
-    reference = first.reference(first.train(first.open()))
-    second = make_line("multiclass", split_by(2), rows)
-    run = second.open()
+    others = rows.set_column(rows.column_names.index("ripe"), "ripe", words)
 
-    found = second.evaluate(run, second.train(run), reference)
+    found = hold_contest(make_line, quick, split_by(2), "multiclass", (others, rows)).evaluate()
 
     assert "it knows the classes ['green', 'ripe', 'so-so']" in found.comparison.problem
     gate = ChampionGate(metric="accuracy", margin=1.0, min_rows=30)
@@ -350,26 +372,26 @@ def with_a_number_as_category(document):
 
 
 @pytest.mark.parametrize("challenger", [without_a_feature, with_a_number_as_category])
-def test_a_champion_is_given_its_own_inputs_whatever_the_challenger_uses(contest, challenger):
-    _, second, reference, found = contest(challenger=challenger)
-    *_, as_ever = contest()
+def test_a_champion_is_given_its_own_inputs_whatever_the_challenger_uses(
+    make_line, contest, without_plots, challenger
+):
+    found = hold_contest(make_line, challenger=challenger).evaluate()
 
     assert found.comparison.problem == ""
-    assert found.comparison.metrics["roc_auc"].champion == as_ever.comparison.metrics["roc_auc"].champion
+    as_ever = contest.evaluate().comparison.metrics["roc_auc"]
+    assert found.comparison.metrics["roc_auc"].champion == as_ever.champion
 
 
 def test_a_champion_that_needs_a_column_which_is_gone_is_not_compared(make_line, make_rows, without_plots):
     def without_sugar(document):
-        split_by(2)(document)
-        document["features"]["numeric"] = ["weight", "spots"]
+        without_a_feature(document)
         del document["contract"]["fruit"]["columns"]["sugar"]
 
-    first = make_line("binary", split_by(1))
-    reference = first.reference(first.train(first.open()))
-    second = make_line("binary", without_sugar, make_rows().drop_columns(["sugar"]))
-    run = second.open()
+    rows = make_rows()
 
-    found = second.evaluate(run, second.train(run), reference)
+    found = hold_contest(
+        make_line, challenger=without_sugar, rows=(rows, rows.drop_columns(["sugar"]))
+    ).evaluate()
 
     assert "it needs sugar, which the holdout does not have" in found.comparison.problem
 
@@ -406,27 +428,24 @@ def test_an_evaluation_as_the_first_does_not_stand_once_the_champion_is_gone(mak
     assert verdict_of(GATE, later) is Verdict.INCONCLUSIVE
 
 
-def test_another_champion_is_compared_anew(contest):
-    first, second, reference, found = contest()
-    run = second.open()
+def test_another_champion_is_compared_anew(contest, without_plots):
+    found = contest.second.evaluate(contest.run, contest.trained, contest.champion)
+    other = contest.champion.model_copy(update={"version": "2", "digest": "0" * 64})
 
-    other = second.evaluate(
-        run, second.train(run), reference.model_copy(update={"version": "2", "digest": "0" * 64})
-    )
+    later = contest.second.evaluate(contest.run, contest.trained, other)
 
     assert found.comparison.problem == ""
-    assert "000000000000… was recorded" in other.comparison.problem
+    assert "000000000000… was recorded" in later.comparison.problem
 
 
-def test_a_store_that_fails_is_not_swallowed(contest, monkeypatch):
+def test_a_store_that_fails_is_not_swallowed(contest, without_plots, monkeypatch):
     def unreachable(*_, **__):
         raise MlflowException("the store does not answer")
 
-    def break_the_store(*_):
-        monkeypatch.setattr("tasks.evaluate.trained_spec", unreachable)
+    monkeypatch.setattr("tasks.evaluate.trained_spec", unreachable)
 
     with pytest.raises(MlflowException, match="does not answer"):
-        contest(meddle=break_the_store)
+        contest.evaluate()
 
 
 # Slices, groups, calibration.
@@ -441,10 +460,10 @@ def sliced(document):
     ]
 
 
-@pytest.fixture
-def in_slices(make_line, without_plots):
-    """A line with slices and groups, its holdout, what its model says of that, and its evaluation."""
-    line = make_line("binary", sliced)
+@pytest.fixture(scope="module")
+def in_slices(tmp_path_factory, make_fruit_line):
+    """A holdout, what a model says of it, and the model's evaluation with slices and groups."""
+    line = make_fruit_line(tmp_path_factory.mktemp("slices"))("binary", sliced)
     run = line.open()
     trained = line.train(run)
     rows, spec = holdout_of(line), line.loaded.spec

@@ -320,7 +320,9 @@ def test_a_version_judged_again_against_another_champion_is_settled_anew(line):
     version = registered(line)
     settle(line.loaded, line.platform, line.run, version, report_of(line))
 
-    settled = settle(line.loaded, line.platform, line.run, version, report_of(line, Verdict.FAIL, champion="7"))
+    settled = settle(
+        line.loaded, line.platform, line.run, version, report_of(line, Verdict.FAIL, champion="7")
+    )
 
     assert settled.aliases == ()
     assert events(line) == [("model.registered", "patients/1"), ("model.rejected", "patients/1")]

@@ -1,10 +1,9 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -43,7 +42,7 @@ class Serving:
 
     @property
     def champion(self):
-        return standing_champion(self.platform, "patients")
+        return standing_champion(self.platform, self.line.loaded.name)
 
     def score(self, given, output="scores.parquet", **options):
         return score_file(self.line.loaded, self.platform, str(given), self.folder / output, **options)
@@ -71,20 +70,18 @@ def crowned(line):
 
 
 @pytest.fixture(scope="module")
-def champions(tmp_path_factory, train_line):
-    """One platform for each kind of target, its champion trained when it is first asked for."""
-    from deployments.environment import Environment, LocalPlatformConfig
-    from platforms.local import LocalPlatform
-
-    environment = Environment(
-        name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
-    )
-    made = {}
+def champions(tmp_path_factory, first_line, moved_platform, train_line):
+    """A champion for each kind of target, on one platform; trained when it is first asked for."""
+    folder = tmp_path_factory.mktemp("champions")
+    platform = moved_platform(first_line.platform, folder / "data")
+    made = {"integer": crowned(replace(first_line, platform=platform))}
 
     def champion(target):
         if target not in made:
-            folder = tmp_path_factory.mktemp(target)
-            made[target] = crowned(train_line(folder, LocalPlatform(environment, folder / "data"), target))
+            rename = {"name": f"patients_{target}"}
+            made[target] = crowned(
+                train_line(folder / target, platform, target, lambda spec: spec.update(rename))
+            )
         return made[target]
 
     return champion
@@ -138,7 +135,6 @@ def test_every_input_is_scored_to_what_the_model_itself_says(serving, patients, 
 KINDS = {
     "string": pa.string(),
     "boolean": pa.bool_(),
-    "number": pa.float64(),
     "multiclass": pa.string(),
     "regression": pa.float64(),
 }
@@ -570,10 +566,9 @@ def test_parts_of_another_chunk_size_are_cleared(serving, patients, monkeypatch,
 def test_a_kill_at_any_step_of_the_last_move_is_made_good(serving, patients, monkeypatch):
     path = serving.saved(broken(patients(), 3), "in.csv")
     whole = serving.score(path, "whole.parquet", chunk_rows=300)
-    for name in ("_concatenate", "_write_whole", "_put", "rmtree"):
-        owner = shutil if name == "rmtree" else score
+    for name in ("_concatenate", "_write_whole", "_put", "_clear"):
         for last in (1, 2, 3, 4):
-            left, real = [last], getattr(owner, name)
+            left, real = [last], getattr(score, name)
 
             def deadly(*arguments, real=real, left=left):
                 left[0] -= 1
@@ -582,7 +577,7 @@ def test_a_kill_at_any_step_of_the_last_move_is_made_good(serving, patients, mon
                 return real(*arguments)
 
             with monkeypatch.context() as patched:
-                patched.setattr(owner, name, deadly)
+                patched.setattr(score, name, deadly)
                 try:
                     serving.score(path, chunk_rows=300)
                 except Killed:
@@ -641,12 +636,16 @@ def test_chunks_are_asked_for_one_at_a_time(serving, patients, monkeypatch):
     assert max(ahead) <= 2
 
 
-MEASURED = """
+MEASURED = (
+    """
     import json, resource
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-""" + SCORED + """
+"""
+    + SCORED
+    + """
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
+)
 
 
 @pytest.mark.slow
@@ -658,10 +657,10 @@ def test_memory_does_not_grow_with_the_rows(serving, patients):
                 writer.write_table(rows)
         return serving.folder / name
 
-    small = in_a_process(serving, generated("small.parquet", 90), "small_out.parquet", 50_000, 0, MEASURED)
-    large = in_a_process(serving, generated("large.parquet", 3515), "large_out.parquet", 50_000, 0, MEASURED)
+    small = in_a_process(serving, generated("small.parquet", 150), "small_out.parquet", 50_000, 0, MEASURED)
+    large = in_a_process(serving, generated("large.parquet", 1758), "large_out.parquet", 50_000, 0, MEASURED)
 
-    assert pq.read_metadata(serving.folder / "large_out.parquet").num_rows == 3515 * 569
+    assert pq.read_metadata(serving.folder / "large_out.parquet").num_rows == 1758 * 569
     peaks = [int(done.stdout) for done in (small, large)]
     assert peaks[1] < peaks[0] + 150, peaks
 

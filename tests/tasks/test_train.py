@@ -181,7 +181,7 @@ def test_a_candidate_killed_after_any_write_is_finished_by_the_next_run(
     run, candidate = line.open(), line.loaded.spec.training.candidates[0]
 
     result, killed = killed_after_every_write(
-        lambda: train_candidate(line.loaded, line.platform, run, line.parts.development, candidate)
+        lambda: train_candidate(line.loaded, line.platform, run, line.parts.development, candidate), times=2
     )
 
     expected = binary_line.leaderboard.winner
@@ -205,7 +205,7 @@ def test_a_winner_killed_after_any_write_is_logged_once_with_the_same_digest(
     run = line.open()
     line.compete(run)
 
-    trained, killed = killed_after_every_write(lambda: line.train(run))
+    trained, killed = killed_after_every_write(lambda: line.train(run), times=2)
 
     assert set(killed) == {
         "log_text",
@@ -227,7 +227,7 @@ def test_a_winner_killed_after_any_write_is_logged_once_with_the_same_digest(
 def test_a_run_killed_while_it_is_opened_is_opened_by_the_next(make_line, killed_after_every_write):
     line = make_line()
 
-    run, killed = killed_after_every_write(line.open)
+    run, killed = killed_after_every_write(line.open, times=2)
 
     assert set(killed) == {"create_run", "log_batch", "log_inputs", "log_text"}
     assert [one.info.run_id for one in runs_of(line)] == [run.run_id]
