@@ -19,7 +19,7 @@ from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from tasks.ingest import arrow_type
+from tasks.arrow_types import arrow_type
 from tasks.progress import stage
 from tasks.queries import query_session, quoted
 

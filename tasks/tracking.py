@@ -4,7 +4,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +19,25 @@ TAG = "contender."
 """What our tags begin with, on runs and on model versions."""
 
 
+@lru_cache(maxsize=8)
+def _client(tracking_uri: str, registry_uri: str) -> Any:
+    """Clients are kept: making one opens three stores."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+
+
 class Tracking:
     """One platform's MLflow client, and the documents that runs carry."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
-    @cached_property
+    @property
     def client(self) -> Any:
         """An `MlflowClient` for the platform's addresses."""
-        from mlflow import MlflowClient
-
         addresses = self._platform.mlflow
-        return MlflowClient(tracking_uri=addresses.tracking_uri, registry_uri=addresses.registry_uri)
+        return _client(addresses.tracking_uri, addresses.registry_uri)
 
     def experiment(self, model: str) -> str:
         """The id of a model's experiment, made when it is missing."""

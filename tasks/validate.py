@@ -23,9 +23,9 @@ from deployments.errors import BadInputError
 from platforms.platform import Platform
 from platforms.scratch import scratch_folder
 from platforms.snapshot import Snapshot
+from tasks.arrow_types import arrow_type
 from tasks.checks import Failures, RowCheck, Sample, check_chunk, compile_schema
 from tasks.coercion import POLARS, coerce
-from tasks.ingest import arrow_type
 from tasks.keys import RepeatedKeys
 from tasks.progress import stage
 from tasks.verdict import Verdict, overall
@@ -95,12 +95,6 @@ class TableResult(Declared):
     def failed(self) -> tuple[CheckResult, ...]:
         """The checks that found anything."""
         return tuple(check for check in self.checks if check.verdict is not Verdict.PASS or check.failures)
-
-
-_Check = tuple[str | None, str]
-"""A row-level check: the column, if it is about one, and its name."""
-
-_ARROW_OF = {POLARS[kind]: arrow_type(kind) for kind in ColumnType}
 
 
 class Rejected:
@@ -173,7 +167,7 @@ class _Pass:
             for key in self._contract.unique
             if set(key) <= set(self.names)
         ]
-        rows = min(_CHUNK_ROWS, max(1, _CHUNK_CELLS // len(self.names)))
+        rows = min(_CHUNK_ROWS, max(1, _CHUNK_CELLS // max(1, len(self.names))))
         with stage(f"validate {table}", total=self._bronze.rows) as advance:
             for batch in self._platform.tables.batches(self._bronze, self.names, rows=rows):
                 valid = self._check(batch, keys)
@@ -300,7 +294,7 @@ def _arrow(batch: pa.RecordBatch, raw: pl.DataFrame, typed: pl.DataFrame) -> pa.
 
 def _note_newest(tally: _Tally, moments: pl.Series, clock: datetime) -> None:
     """Remember the newest moment that is not after the clock: a row from the future makes no table fresh."""
-    limit = clock if isinstance(moments.dtype, pl.Datetime) else clock.date()
+    limit = clock if isinstance(moments.dtype, pl.Datetime) else clock.astimezone(UTC).date()
     newest: Any = moments.filter((moments <= limit).fill_null(False)).max()
     if newest is not None and (tally.newest is None or newest > tally.newest):
         tally.newest = newest

@@ -436,6 +436,15 @@ def killed_after_every_write(monkeypatch):
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def single_threads():
+    """Numerical libraries use one thread: several spin while they wait, on a machine that runs other tests."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
+
+
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory):
     """An MLflow database with its tables made, to be copied: making them takes seconds."""
@@ -668,6 +677,8 @@ def moved(platform, root):
     import shutil
     import sqlite3
 
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
     shutil.copytree(platform.root, root)
     database = sqlite3.connect(root / "mlflow.db")
     for table, column in (
@@ -683,6 +694,8 @@ def moved(platform, root):
         )
     database.commit()
     database.close()
+    # MLflow remembers where the files of a run are, by the run's id alone.
+    _artifact_repos_cache.clear()
     return LocalPlatform(platform.environment, root)
 
 

@@ -187,14 +187,3 @@ def test_the_champion_of_another_name_is_nobody_here(line, done):
 
     assert CHAMPION not in client.get_registered_model("others").aliases
     assert isinstance(standing_champion(line.platform, "others"), NoChampionYet)
-
-
-def test_dbg(line, done):
-    from tasks.train import training_key
-
-    t = Tracking(line.platform)
-    print(training_key(line.loaded, line.platform, line.gold, code_version()), line.run.key)
-    r = t.client.get_run(line.run.run_id)
-    print(r.data.tags)
-    print([i.path for i in t.client.list_artifacts(line.run.run_id)])
-    assert 0

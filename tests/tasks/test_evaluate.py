@@ -21,6 +21,7 @@ from tasks.frame import model_inputs, target_values
 from tasks.gate import judge
 from tasks.metrics import Bootstrap, Outputs, measure, outputs_of
 from tasks.model_file import SKOPS_FILE, UntrustedModelError
+from tasks.probe import Latency
 from tasks.split import ROW_ID
 from tasks.tracking import Tracking
 from tasks.verdict import Verdict
@@ -52,13 +53,15 @@ def verdict_of(gate, evaluation):
 
 
 @pytest.fixture
-def without_plots(monkeypatch):
-    """Evaluation draws nothing: for tests that look at numbers."""
+def only_numbers(monkeypatch):
+    """Evaluation draws nothing and times nothing."""
+    instant = Latency(requests=50, p50_milliseconds=1.0, p95_milliseconds=1.0)
     monkeypatch.setattr("tasks.plots.evaluation_plots", lambda *_: {})
+    monkeypatch.setattr("tasks.probe.latency", lambda *_: instant)
 
 
 @pytest.fixture
-def evaluate_again(without_plots):
+def evaluate_again(only_numbers):
     """Evaluates a finished line once more, for another standing, in a run of its own."""
 
     def run(finished, standing):
@@ -129,7 +132,7 @@ def broken_contest(contest):
 # The holdout.
 
 
-def test_the_holdout_is_opened_once(make_line, without_plots, monkeypatch):
+def test_the_holdout_is_opened_once(make_line, only_numbers, monkeypatch):
     line = make_line("binary", quick)
     run = line.open()
     trained = line.train(run)
@@ -204,7 +207,7 @@ def test_an_evaluation_killed_after_any_write_is_recorded_once(make_line, killed
     assert drawn == {"importance", "slices", "residuals"}
 
 
-def test_a_challenger_whose_file_has_changed_is_not_evaluated(make_line, without_plots):
+def test_a_challenger_whose_file_has_changed_is_not_evaluated(make_line, only_numbers):
     line = make_line("binary", quick)
     run = line.open()
     trained = line.train(run)
@@ -214,7 +217,7 @@ def test_a_challenger_whose_file_has_changed_is_not_evaluated(make_line, without
         line.evaluate(run, trained)
 
 
-def test_a_model_that_says_nan_passes_no_gate_that_measures_it(make_line, without_plots, monkeypatch):
+def test_a_model_that_says_nan_passes_no_gate_that_measures_it(make_line, only_numbers, monkeypatch):
     line = make_line("binary", quick)
     run = line.open()
     trained = line.train(run)
@@ -245,7 +248,7 @@ def change_a_byte(file):
     file.write_bytes(content)
 
 
-def test_the_champion_is_not_asked_about_rows_it_has_seen(contest, without_plots):
+def test_the_champion_is_not_asked_about_rows_it_has_seen(contest, only_numbers):
     first, second, reference = contest.first, contest.second, contest.champion
     spec, rows = second.loaded.spec, holdout_of(second)
     seen = {
@@ -271,7 +274,7 @@ def test_the_champion_is_not_asked_about_rows_it_has_seen(contest, without_plots
     assert not found.first_version
 
 
-def test_too_few_rows_left_are_inconclusive(contest, without_plots):
+def test_too_few_rows_left_are_inconclusive(contest, only_numbers):
     found = contest.evaluate()
 
     enough = GATE.model_copy(update={"margin": 1.0, "min_rows": found.comparison.rows})
@@ -282,7 +285,7 @@ def test_too_few_rows_left_are_inconclusive(contest, without_plots):
 
 
 def test_rows_that_chose_the_champion_count_as_seen_though_it_was_not_refitted_on_them(
-    make_line, without_plots
+    make_line, only_numbers
 ):
     def not_refitted(document):
         split_by(1)(document)
@@ -315,7 +318,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("said", DAMAGES)
 def test_a_champion_that_is_not_as_recorded_is_not_compared_and_nothing_passes(
-    broken_contest, without_plots, said
+    broken_contest, only_numbers, said
 ):
     DAMAGES[said](broken_contest)
 
@@ -341,14 +344,14 @@ def other_target(document):
     ("challenger", "said"),
     [(other_key, "its rows are told apart by fruit_id"), (other_target, "it predicts another target")],
 )
-def test_a_champion_of_another_question_is_not_compared(make_line, without_plots, challenger, said):
+def test_a_champion_of_another_question_is_not_compared(make_line, only_numbers, challenger, said):
     found = hold_contest(make_line, challenger=challenger).evaluate()
 
     assert said in found.comparison.problem
     assert verdict_of(GATE, found) is Verdict.INCONCLUSIVE
 
 
-def test_a_champion_that_knows_other_classes_is_not_compared(make_line, make_rows, without_plots):
+def test_a_champion_that_knows_other_classes_is_not_compared(make_line, make_rows, only_numbers):
     rows = make_rows("multiclass")
     words = pc.replace_substring(rows.column("ripe"), "fair", "so-so")
     others = rows.set_column(rows.column_names.index("ripe"), "ripe", words)
@@ -373,7 +376,7 @@ def with_a_number_as_category(document):
 
 @pytest.mark.parametrize("challenger", [without_a_feature, with_a_number_as_category])
 def test_a_champion_is_given_its_own_inputs_whatever_the_challenger_uses(
-    make_line, contest, without_plots, challenger
+    make_line, contest, only_numbers, challenger
 ):
     found = hold_contest(make_line, challenger=challenger).evaluate()
 
@@ -382,7 +385,7 @@ def test_a_champion_is_given_its_own_inputs_whatever_the_challenger_uses(
     assert found.comparison.metrics["roc_auc"].champion == as_ever.champion
 
 
-def test_a_champion_that_needs_a_column_which_is_gone_is_not_compared(make_line, make_rows, without_plots):
+def test_a_champion_that_needs_a_column_which_is_gone_is_not_compared(make_line, make_rows, only_numbers):
     def without_sugar(document):
         without_a_feature(document)
         del document["contract"]["fruit"]["columns"]["sugar"]
@@ -416,7 +419,7 @@ def test_a_champion_that_is_gone_is_not_a_first_version(binary_line, evaluate_ag
     assert verdict_of(GATE, found) is Verdict.INCONCLUSIVE
 
 
-def test_an_evaluation_as_the_first_does_not_stand_once_the_champion_is_gone(make_line, without_plots):
+def test_an_evaluation_as_the_first_does_not_stand_once_the_champion_is_gone(make_line, only_numbers):
     line = make_line("binary", quick)
     run = line.open()
     trained = line.train(run)
@@ -428,7 +431,7 @@ def test_an_evaluation_as_the_first_does_not_stand_once_the_champion_is_gone(mak
     assert verdict_of(GATE, later) is Verdict.INCONCLUSIVE
 
 
-def test_another_champion_is_compared_anew(contest, without_plots):
+def test_another_champion_is_compared_anew(contest, only_numbers):
     found = contest.second.evaluate(contest.run, contest.trained, contest.champion)
     other = contest.champion.model_copy(update={"version": "2", "digest": "0" * 64})
 
@@ -438,7 +441,7 @@ def test_another_champion_is_compared_anew(contest, without_plots):
     assert "000000000000… was recorded" in later.comparison.problem
 
 
-def test_a_store_that_fails_is_not_swallowed(contest, without_plots, monkeypatch):
+def test_a_store_that_fails_is_not_swallowed(contest, only_numbers, monkeypatch):
     def unreachable(*_, **__):
         raise MlflowException("the store does not answer")
 
@@ -544,7 +547,7 @@ def test_calibration_of_nan_is_nan():
     ],
 )
 def test_intervals_draw_whole_groups_where_the_split_keeps_groups_together(
-    make_line, without_plots, monkeypatch, split, column
+    make_line, only_numbers, monkeypatch, split, column
 ):
     def change(document):
         quick(document)

@@ -28,7 +28,7 @@ from deployments.source import (
     source_at,
 )
 from deployments.spec import load_spec
-from tasks import ingest
+from tasks import csv_source, ingest, sql_source
 from tasks.ingest import arrow_type, describe, ingest_table, read_source
 
 TELCO = Path(__file__).parents[2].parent / "shared/data/telco-churn.csv"
@@ -182,7 +182,8 @@ def test_a_folder_of_parquet_files_is_one_table_in_the_order_of_names(shop):
     (shop.folder / "visits/later").mkdir(parents=True)
     pq.write_table(TABLE.slice(1), shop.folder / "visits/later/b.parquet")
     pq.write_table(TABLE.slice(0, 1), shop.folder / "visits/a.parquet")
-    (shop.folder / "visits/_SUCCESS.parquet").write_bytes(b"")
+    (shop.folder / "visits/_temporary").mkdir()
+    (shop.folder / "visits/_temporary/c.parquet").write_bytes(b"")
     (shop.folder / "visits/.a.parquet.crc.parquet").write_bytes(b"x")
 
     assert shop.rows(ParquetSource(path="visits")) == TYPED
@@ -240,6 +241,12 @@ def test_a_query_is_read_from_a_duckdb_file_beside_the_spec(shop):
     assert [row["visit"] for row in relative] == ["v0", "v1", "v2"]
 
 
+def test_a_query_may_need_no_table_at_all(shop):
+    source = SqlSource(url="sqlite://", query="SELECT 'v1' AS visit, 3 AS pages, 'yes' AS bought")
+
+    assert shop.rows(source) == TYPED[:1]
+
+
 def simulate(table, *, seed, rows=2):
     """A simulator for these tests."""
     if table != "visits":
@@ -294,7 +301,7 @@ def test_the_same_content_in_batches_of_another_size_is_the_same_version(shop, m
     shop.write("visit,pages,bought\n" + "".join(f"v{i},{i},no\n" for i in range(5_000)))
     first = shop.ingest()
 
-    monkeypatch.setattr(ingest, "_CSV_BLOCK_BYTES", 1_000)
+    monkeypatch.setattr(csv_source, "_BLOCK_BYTES", 1_000)
 
     assert shop.ingest() == first
 
@@ -401,7 +408,7 @@ def test_the_wrong_delimiter_names_the_columns_it_found(shop):
 
 
 def test_a_row_longer_than_a_block_is_a_clear_error(shop, monkeypatch):
-    monkeypatch.setattr(ingest, "_CSV_BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(csv_source, "_BLOCK_BYTES", 1 << 20)
     wide = {f"c{i}": {"type": "string"} for i in range(40)}
     shop.write(",".join(wide) + "\n" + ",".join(["v" * 100_000] * 40) + "\n")
 
@@ -695,7 +702,7 @@ def sqlite_source(shop, rows, create="CREATE TABLE visits (visit, pages, bought)
 
 
 def test_a_column_that_begins_with_many_nulls_has_the_contracts_type(shop, monkeypatch):
-    monkeypatch.setattr(ingest, "_PAGE_ROWS", 2)
+    monkeypatch.setattr(sql_source, "_PAGE_ROWS", 2)
     source = sqlite_source(shop, [("a", None, "no"), ("b", None, "no"), ("c", 7, "no")])
 
     snapshot = shop.ingest(source)
@@ -704,7 +711,7 @@ def test_a_column_that_begins_with_many_nulls_has_the_contracts_type(shop, monke
 
 
 def test_numbers_that_are_whole_at_first_are_still_numbers(shop, monkeypatch):
-    monkeypatch.setattr(ingest, "_PAGE_ROWS", 2)
+    monkeypatch.setattr(sql_source, "_PAGE_ROWS", 2)
     source = sqlite_source(shop, [("a", 1, "no"), ("b", 2, "no"), ("c", 2.5, "no")])
 
     rows = shop.rows(source, contract={"columns": COLUMNS | {"pages": {"type": "number"}}})
@@ -722,7 +729,7 @@ def test_a_column_of_several_kinds_is_text_for_the_contract_to_judge(shop):
 
 
 def test_a_column_that_changes_its_kind_later_says_where(shop, monkeypatch):
-    monkeypatch.setattr(ingest, "_PAGE_ROWS", 2)
+    monkeypatch.setattr(sql_source, "_PAGE_ROWS", 2)
     source = sqlite_source(shop, [("a", 1, "no"), ("b", 2, "no"), ("c", "many", "no")])
 
     with pytest.raises(BadInputError, match="column 'pages' has a value after row 2 that is no int64"):
@@ -730,8 +737,8 @@ def test_a_column_that_changes_its_kind_later_says_where(shop, monkeypatch):
 
 
 def test_whole_numbers_beyond_64_bits_are_text_for_the_contract_to_judge():
-    assert ingest._sql_type([2**70, 1], None) == pa.string()
-    assert ingest._sql_type([Decimal("1.5")], None) == pa.decimal128(38, 1)
+    assert sql_source._sql_type([2**70, 1], None) == pa.string()
+    assert sql_source._sql_type([Decimal("1.5")], None) == pa.decimal128(38, 1)
 
 
 # Personal data ----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import dedent
@@ -238,17 +239,17 @@ def broken(rows, count):
 
 
 def test_invalid_rows_are_set_aside_with_their_reasons(serving, patients):
-    path = serving.saved(broken(patients(), 3), "in.csv")
+    path = serving.saved(broken(patients(), 3).head(100), "in.csv")
 
-    outcome = serving.score(path, chunk_rows=2)
+    outcome = serving.score(path, chunk_rows=3)
 
-    assert (outcome.scored_rows, outcome.rejected_rows) == (565, 4)
+    assert (outcome.scored_rows, outcome.rejected_rows) == (96, 4)
     assert outcome.failures == {"radius: min": 3, "ward: values": 1}
     assert outcome.rejected == str(rejected_path(Path(outcome.output)))
     rejected = pd.read_parquet(outcome.rejected)
     assert rejected["id"].tolist() == ["0", "1", "2", "3"]
     assert rejected["contract_failures"].tolist() == ["radius: min"] * 3 + ["ward: values"]
-    assert read(outcome)["id"].tolist() == list(range(4, 569))
+    assert read(outcome)["id"].tolist() == list(range(4, 100))
 
 
 def test_too_many_invalid_rows_stop_it_and_nothing_is_left(serving, patients):
@@ -485,6 +486,7 @@ def counted(monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_a_scoring_killed_on_the_way_carries_on_to_the_same_bytes(serving, patients, counted):
     path = serving.saved(broken(patients(), 3), "in.csv")
     whole = serving.score(path, "whole.parquet", chunk_rows=100)
@@ -516,9 +518,10 @@ def stopped_after(serving, path, parts, monkeypatch, **options):
             raise Killed
         return real(self, index, *rest)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(score._Scorer, "part", part)
-        serving.score(path, **options)
+        with pytest.raises(Killed):
+            serving.score(path, **options)
 
 
 def test_parts_of_other_rows_are_not_mixed_in(serving, patients, monkeypatch, counted):
@@ -563,6 +566,7 @@ def test_parts_of_another_chunk_size_are_cleared(serving, patients, monkeypatch,
     assert len(read(outcome)) == 569
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_of_the_last_move_is_made_good(serving, patients, monkeypatch):
     path = serving.saved(broken(patients(), 3), "in.csv")
     whole = serving.score(path, "whole.parquet", chunk_rows=300)
@@ -578,10 +582,8 @@ def test_a_kill_at_any_step_of_the_last_move_is_made_good(serving, patients, mon
 
             with monkeypatch.context() as patched:
                 patched.setattr(score, name, deadly)
-                try:
+                with suppress(Killed):
                     serving.score(path, chunk_rows=300)
-                except Killed:
-                    pass
 
             again = serving.score(path, chunk_rows=300)
 
@@ -636,33 +638,42 @@ def test_chunks_are_asked_for_one_at_a_time(serving, patients, monkeypatch):
     assert max(ahead) <= 2
 
 
-MEASURED = (
-    """
-    import json, resource
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+MEASURED = """
+    import resource, sys
+    from pathlib import Path
+
+    import pyarrow.parquet as pq
+
+    from deployments.environment import Environment, LocalPlatformConfig
+    from deployments.spec import load_spec
+    from platforms.local import LocalPlatform
+    from tasks.score import score_file
+
+    root, spec, given, output, rows, copies = sys.argv[1:]
+    platform = LocalPlatform(
+        Environment(name="dev", platform=LocalPlatformConfig(data_root="data")), Path(root)
+    )
+    some = pq.read_table(given)
+    for count in (120, int(copies)):
+        with pq.ParquetWriter(given, some.schema) as writer:
+            for _ in range(count):
+                writer.write_table(some)
+        outcome = score_file(
+            load_spec(spec), platform, given, Path(output).with_stem(str(count)), chunk_rows=int(rows)
+        )
+        print(outcome.scored_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
-    + SCORED
-    + """
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
-)
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(serving, patients):
-    def generated(name, copies):
-        rows = pa.Table.from_pandas(patients()[ENTITY_AND_FEATURES], preserve_index=False)
-        with pq.ParquetWriter(serving.folder / name, rows.schema) as writer:
-            for _ in range(copies):
-                writer.write_table(rows)
-        return serving.folder / name
+    path = serving.saved(patients()[ENTITY_AND_FEATURES], "in.parquet")
 
-    small = in_a_process(serving, generated("small.parquet", 150), "small_out.parquet", 50_000, 0, MEASURED)
-    large = in_a_process(serving, generated("large.parquet", 1758), "large_out.parquet", 50_000, 0, MEASURED)
+    done = in_a_process(serving, path, rows=50_000, killed_after=1200, script=MEASURED)
 
-    assert pq.read_metadata(serving.folder / "large_out.parquet").num_rows == 1758 * 569
-    peaks = [int(done.stdout) for done in (small, large)]
-    assert peaks[1] < peaks[0] + 150, peaks
+    (few, low), (many, high) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert (few, many) == (120 * 569, 1200 * 569)
+    assert high - low < 100, done.stdout
 
 
 def test_the_manifest_says_what_the_scores_are_of(serving, patients):

@@ -140,7 +140,7 @@ def test_the_recorded_digest_is_of_the_file_that_was_logged(binary_line, tmp_pat
 def test_mlflow_shows_one_training_with_its_candidates_below(binary_line):
     line, run = binary_line.line, binary_line.run
     client = Tracking(line.platform).client
-    parents = [one for one in runs_of(line) if "mlflow.parentRunId" not in one.data.tags]
+    parents = [one for one in runs_of(line) if one.data.tags.get("contender.kind") == "training"]
     children = [one for one in runs_of(line) if one.data.tags.get("mlflow.parentRunId") == run.run_id]
     (model,) = logged_models_of(line)
 
