@@ -11,7 +11,7 @@ from deployments.declared import Declared
 from deployments.errors import BadInputError
 from platforms.platform import Platform
 from platforms.scratch import scratch_folder
-from tasks.ledger import Entry
+from tasks.ledger import Entry, LedgerError
 from tasks.model_file import file_digest, folder_digests
 from tasks.register import Version, ledger_of
 
@@ -145,9 +145,12 @@ def verify_bundle(platform: Platform, folder: Path) -> tuple[str, ...]:
     problems += [
         f"{name}: changed" for name, digest in manifest.files.items() if found.get(name, digest) != digest
     ]
-    recorded = {
-        str(entry.details["folder"]): entry.details["manifest"] for entry in _written(platform, manifest)
-    }
+    try:
+        recorded = {
+            str(entry.details["folder"]): entry.details["manifest"] for entry in _written(platform, manifest)
+        }
+    except LedgerError:
+        return (*problems, f"{MANIFEST}: the ledger cannot be read, so its digest cannot be compared")
     digest, place = file_digest(folder / MANIFEST), folder.resolve()
     if not recorded:
         problems.append(f"{MANIFEST}: the ledger knows nothing of it")
@@ -159,12 +162,23 @@ def verify_bundle(platform: Platform, folder: Path) -> tuple[str, ...]:
 
 
 def bundles(platform: Platform, model: str | None = None) -> list[Path]:
-    """The bundles that the ledger knows, oldest first."""
-    return [
-        platform.folder("evidence") / entry.subject.rpartition("/")[0] / str(entry.details["folder"])
-        for entry in ledger_of(platform).entries(model)
-        if entry.event == WRITTEN
-    ]
+    """The bundles that the ledger knows, oldest first, and then those that only lie there.
+
+    Where the ledger cannot be read, what lies there is all that is known.
+    """
+    root = platform.folder("evidence")
+    try:
+        known = [
+            root / entry.subject.rpartition("/")[0] / str(entry.details["folder"])
+            for entry in ledger_of(platform).entries(model)
+            if entry.event == WRITTEN
+        ]
+    except LedgerError:
+        known = []
+    lying = sorted(path.parent for path in root.glob(f"[!.]*/[!.]*/{MANIFEST}"))
+    if model is not None:
+        lying = [folder for folder in lying if folder.parent.name == platform.registered_model(model)]
+    return known + [folder for folder in lying if folder not in known]
 
 
 def as_json(document: object) -> str:
