@@ -295,7 +295,7 @@ def test_a_text_column_is_of_the_first_type_that_takes_all_its_values(
 def test_one_value_among_many_batches_decides_on_a_type(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.ingest._CSV_BLOCK_BYTES", 512)
+    monkeypatch.setattr("tasks.csv_source._BLOCK_BYTES", 512)
     path = write(
         {"count": lambda i: "many" if i == 2999 else i, "plain": lambda i: i, "y": answer}, rows=3000
     )
@@ -310,7 +310,7 @@ def test_one_value_among_many_batches_decides_on_a_type(
 def test_a_value_that_comes_back_batches_later_is_no_key(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.ingest._CSV_BLOCK_BYTES", 512)
+    monkeypatch.setattr("tasks.csv_source._BLOCK_BYTES", 512)
     path = write(
         {
             "once": lambda i: f"a{i}",

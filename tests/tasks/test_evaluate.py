@@ -21,6 +21,7 @@ from tasks.frame import model_inputs, target_values
 from tasks.gate import judge
 from tasks.metrics import Bootstrap, Outputs, measure, outputs_of
 from tasks.model_file import SKOPS_FILE, UntrustedModelError
+from tasks.plots import evaluation_plots
 from tasks.probe import Latency
 from tasks.split import ROW_ID
 from tasks.tracking import Tracking
@@ -567,3 +568,36 @@ def test_intervals_draw_whole_groups_where_the_split_keeps_groups_together(
     named = holdout_of(line).column(column).to_pylist()
     pairs = set(zip(drawn[0].tolist(), named, strict=True))
     assert len(pairs) == len(set(named)) == len(set(drawn[0].tolist()))
+
+
+# Plots.
+
+CURVES = {"roc", "precision_recall", "calibration"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "drawn"),
+    [
+        ("binary", {"importance", "slices", "confusion"} | CURVES),
+        ("multiclass", {"importance", "slices", "confusion"}),
+        ("regression", {"importance", "slices", "residuals"}),
+    ],
+)
+def test_the_plots_are_those_of_the_kind_of_target(request, kind, drawn):
+    finished = request.getfixturevalue(f"{kind}_line")
+    client = Tracking(finished.line.platform).client
+
+    found = {Path(item.path).stem for item in client.list_artifacts(finished.run.run_id, "plots")}
+
+    assert found == drawn
+
+
+def test_what_is_no_number_is_not_drawn_as_a_curve(binary_line):
+    score = np.array([0.1, math.nan] * 10)
+    said = Outputs(score > 0, np.column_stack([1 - score, score]), np.array([False, True]), 1)
+
+    drawn = evaluation_plots(
+        binary_line.line.loaded.spec, np.tile([False, True], 10), said, binary_line.evaluation
+    )
+
+    assert set(drawn) == {"importance", "slices", "confusion"}
