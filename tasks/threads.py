@@ -5,10 +5,8 @@ many times as long: parallel candidates share the cores, and small tables get on
 with every number of threads, so one thread gives the same model file on every machine.
 """
 
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 _LARGE_ROWS = 50_000
 """Below this, handing work to another thread costs more than it saves."""
@@ -23,35 +21,14 @@ def openmp_threads(rows: int, workers: int) -> int:
 
 @contextmanager
 def limited_threads(openmp: int) -> Iterator[None]:
-    """Run the block with one BLAS thread, and at most `openmp` OpenMP threads in the calling thread."""
+    """Run the block with one BLAS thread, and at most `openmp` OpenMP threads in the calling thread.
+
+    BLAS keeps its one thread afterwards: it has one setting for the whole process, so whoever lifted it would
+    lift it for the candidates that still train in other threads.
+    """
+    import scipy.linalg  # noqa: F401 - brings its own BLAS, which is limited only once it is there
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    with _blas, threadpool_limits(openmp, user_api="openmp"):
+    threadpool_limits(1, user_api="blas")
+    with threadpool_limits(openmp, user_api="openmp"):
         yield
-
-
-class _SingleBlas(AbstractContextManager["_SingleBlas"]):
-    """BLAS has one number of threads for the whole process: the first to enter sets it, the last restores it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._limits: Any = None
-
-    def __enter__(self) -> "_SingleBlas":
-        from threadpoolctl import threadpool_limits
-
-        with self._lock:
-            if self._inside == 0:
-                self._limits = threadpool_limits(1, user_api="blas")
-            self._inside += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._limits.restore_original_limits()
-
-
-_blas = _SingleBlas()

@@ -1,24 +1,52 @@
 """Threads: one for linear algebra whoever else is at work, and no more for OpenMP than there are cores to share."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import joblib
 import pytest
-import sklearn.ensemble  # noqa: F401 - brings OpenMP
-from threadpoolctl import threadpool_info, threadpool_limits
 
-from tasks.threads import limited_threads, openmp_threads
+from tasks.threads import openmp_threads
 
+WORK_SIDE_BY_SIDE = """
+import json, threading
+from concurrent.futures import ThreadPoolExecutor
+import sklearn.ensemble
+from threadpoolctl import threadpool_info
+from tasks.threads import limited_threads
 
 def threads(kind):
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == kind}
+    return sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == kind})
 
+both_in, first_out = threading.Barrier(2), threading.Event()
+found = {"before": threads("blas")}
 
-@pytest.fixture
-def several_threads():
-    with threadpool_limits(2):
-        yield
+def first():
+    with limited_threads(1):
+        both_in.wait()
+        found["first, openmp"] = threads("openmp")
+    first_out.set()
+
+def second():
+    with limited_threads(3):
+        both_in.wait()
+        first_out.wait()
+        found["second, openmp"], found["second, blas"] = threads("openmp"), threads("blas")
+
+with ThreadPoolExecutor(2) as pool:
+    for done in [pool.submit(first), pool.submit(second)]:
+        done.result()
+try:
+    with limited_threads(1):
+        found["main, openmp"] = threads("openmp")
+        raise ZeroDivisionError
+except ZeroDivisionError:
+    found["after"] = threads("openmp")
+print(json.dumps(found))
+"""
 
 
 @pytest.mark.parametrize(
@@ -31,40 +59,21 @@ def test_workers_share_the_cores_and_small_tables_get_one(monkeypatch, cores, ro
     assert openmp_threads(rows, workers) == expected
 
 
-def test_limits_hold_inside_and_are_lifted_after(several_threads):
-    with limited_threads(1):
-        assert threads("blas") == {1}
-        assert threads("openmp") == {1}
+def test_who_is_done_first_does_not_lift_the_limit_of_who_still_works():
+    asked = subprocess.run(
+        [sys.executable, "-c", WORK_SIDE_BY_SIDE],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"},
+    )
 
-    assert threads("blas") == {2}
-    assert threads("openmp") == {2}
-
-
-def test_who_leaves_first_does_not_lift_the_limit_of_who_stays(several_threads):
-    both_in, first_out = threading.Barrier(2), threading.Event()
-
-    def first():
-        with limited_threads(1):
-            both_in.wait()
-        first_out.set()
-
-    def second():
-        with limited_threads(2):
-            both_in.wait()
-            first_out.wait()
-            return threads("blas"), threads("openmp")
-
-    with ThreadPoolExecutor(2) as pool:
-        pool.submit(first)
-        blas, openmp = pool.submit(second).result()
-
-    assert blas == {1}
-    assert openmp == {2}
-    assert threads("blas") == {2}
-
-
-def test_limits_are_lifted_after_a_failure(several_threads):
-    with pytest.raises(ZeroDivisionError), limited_threads(1):
-        raise ZeroDivisionError
-
-    assert threads("blas") == {2}
+    assert json.loads(asked.stdout) == {
+        "before": [2],
+        "first, openmp": [1],
+        "second, openmp": [3],
+        "second, blas": [1],
+        "main, openmp": [1],
+        "after": [2],
+    }
