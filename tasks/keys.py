@@ -14,7 +14,8 @@ from platforms.snapshot import Snapshot
 from tasks.coercion import coerce
 
 _SHARE_ROWS = 2_000_000
-"""Hashes are looked through in shares of about so many."""
+_MOST_SHARES = 256
+"""Hashes are looked through in shares of about so many rows; every share has a file, and all are open at once."""
 
 
 class RepeatedKeys:
@@ -69,7 +70,7 @@ class RepeatedKeys:
 
 def _repeated(hashes: Iterator[np.ndarray], rows: int, folder: Path) -> np.ndarray:
     """The hashes that stand more than once; sorted by their highest bits into files, one of them in memory."""
-    bits = max(rows // _SHARE_ROWS, 1).bit_length() - 1
+    bits = min(max(rows // _SHARE_ROWS, 1).bit_length() - 1, _MOST_SHARES.bit_length() - 1)
     borders = np.array([share << (64 - bits) for share in range(1, 1 << bits)], dtype=np.uint64)
     paths = [folder / f"{share}.hashes" for share in range(1 << bits)]
     with ExitStack() as files:
