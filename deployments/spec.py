@@ -303,7 +303,10 @@ def load_spec(model: str | Path, root: Path = MODELS) -> LoadedSpec:
         query = path.parent / spec.features.sql
         if not query.is_file():
             raise BadInputError(f"{path}: features.sql: there is no file {query}")
-        sql = query.read_text(encoding="utf-8")
+        try:
+            sql = query.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{query}: is no UTF-8 text ({error})") from None
         if "$as_of" not in sql:
             raise BadInputError(
                 f"{query}: the query does not use $as_of, so it cannot be built for a moment in time"

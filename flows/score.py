@@ -11,7 +11,7 @@ from deployments.spec import LoadedSpec
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from tasks.champion import standing_champion
+from tasks.champion import standing_champion, trained_query
 from tasks.features import build_features, clock_of
 from tasks.publish import publish_links
 from tasks.score import ScoreOutcome, default_output, require_champion, score_file, score_snapshot
@@ -27,10 +27,14 @@ def score_given(loaded: LoadedSpec, platform: Platform, given: str, output: Path
 def score_current(
     loaded: LoadedSpec, platform: Platform, as_of: datetime | None, output: Path | None
 ) -> ScoreOutcome:
-    """Build features for one moment from the newest valid data, and score them."""
+    """Build the champion's features for one moment from the newest valid data, and score them.
+
+    The query is the one that the champion was trained with, whatever the spec's folder holds by now.
+    """
     champion = require_champion(platform, loaded.name, standing_champion(platform, loaded.name))
-    silver = newest_tables(loaded, platform)
-    snapshot = build_features(loaded, platform, silver, clock_of(loaded, as_of))
+    theirs = trained_query(platform, champion)
+    silver = newest_tables(theirs, platform)
+    snapshot = build_features(theirs, platform, silver, clock_of(theirs, as_of))
     return score_snapshot(
         loaded, platform, snapshot, output or default_output(platform, loaded.name, snapshot, champion)
     )

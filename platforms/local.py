@@ -5,12 +5,14 @@ import os
 import secrets
 import socket
 import subprocess
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from deployments.environment import Environment
 from deployments.errors import BadInputError
+from platforms.lock import held
 from platforms.platform import MlflowAddresses
 from platforms.tables import DeltaTables
 
@@ -97,6 +99,10 @@ class LocalPlatform:
     def folder(self, purpose: str) -> Path:
         """A folder under the data root."""
         return self._made(self.root / purpose)
+
+    def alone(self, work: str, busy: str) -> AbstractContextManager[None]:
+        """A locked file under the data root."""
+        return held(self.folder("locks") / f"{work}.lock", busy)
 
     def resolve(self, path: str, beside: Path) -> str:
         """Relative paths start at the working directory if the file is there, else at the spec's folder."""

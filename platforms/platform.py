@@ -1,6 +1,7 @@
 """What flows and tasks ask of the place they run in, and nothing more."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -99,6 +100,14 @@ class Platform(Protocol):
 
     def folder(self, purpose: str) -> Path:
         """A folder for files of one purpose (reports, evidence, ledger, scratch), made when it is missing."""
+        ...
+
+    def alone(self, work: str, busy: str) -> AbstractContextManager[None]:
+        """Hold what `work` names for this process alone, here and wherever else this environment is worked on.
+
+        Raises:
+            BusyError: says `busy`; somebody else is at it.
+        """
         ...
 
     def resolve(self, path: str, beside: Path) -> str:

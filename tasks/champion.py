@@ -11,7 +11,7 @@ import pyarrow as pa
 from deployments.declared import Declared
 from deployments.documents import load_document
 from deployments.errors import SpecError
-from deployments.spec import ModelSpec
+from deployments.spec import LoadedSpec, ModelSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks import model_file
@@ -180,6 +180,21 @@ def trained_spec(platform: Platform, ref: ChampionRef) -> ModelSpec:
                 f"{ref.name} version {ref.version}: the spec it was trained with is none any more "
                 f"({str(error).strip().splitlines()[-1].strip()})"
             ) from None
+
+
+def trained_query(platform: Platform, ref: ChampionRef) -> LoadedSpec:
+    """The spec and the feature query that a version was trained with, named after the version in messages.
+
+    Raises:
+        UntrustedModelError: they were not recorded, or are none any more.
+    """
+    spec = trained_spec(platform, ref)
+    sql = None
+    if spec.features.sql:
+        with tempfile.TemporaryDirectory() as folder:
+            recorded = _recorded(platform, ref, "features.sql", "the query of its features", folder)
+            sql = recorded.read_text(encoding="utf-8")
+    return LoadedSpec(spec=spec, path=Path(f"{ref.name} version {ref.version}") / "model.yaml", sql=sql)
 
 
 def _recorded(platform: Platform, ref: ChampionRef, file: str, what: str, folder: str) -> Path:

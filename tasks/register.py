@@ -307,7 +307,13 @@ def promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
     Raises:
         PromotionRefusedError: says what is missing.
         UntrustedModelError: the model file is not what was recorded.
+        BusyError: another promotion of this model is under way.
     """
+    with platform.alone(f"promotion-{ref.name}", f"another promotion of {ref.name} is under way"):
+        return _promote(platform, model, ref)
+
+
+def _promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
     ledger = ledger_of(platform)
     history = [entry for entry in ledger.entries(model) if entry.subject.rpartition("/")[0] == ref.name]
     _require_promotable(platform, ref, history)

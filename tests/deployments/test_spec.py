@@ -291,6 +291,15 @@ def test_a_query_for_no_moment_is_refused(tmp_path: Path) -> None:
         load_spec(path)
 
 
+def test_a_query_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(LABELLED)
+    (tmp_path / "features.sql").write_bytes("SELECT 'Zürich', $as_of".encode("latin-1"))
+
+    with pytest.raises(BadInputError, match=r"features\.sql: is no UTF-8 text"):
+        load_spec(path)
+
+
 def test_a_query_is_read_with_its_spec(tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
     path.write_text(LABELLED)

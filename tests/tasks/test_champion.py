@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.exceptions import MlflowException
 
+from deployments.spec import load_spec
 from platforms.snapshot import Snapshot
 from tasks.champion import (
     CHAMPION,
@@ -20,6 +21,7 @@ from tasks.champion import (
     load_version,
     reference_snapshots,
     standing_champion,
+    trained_query,
     trained_spec,
     training_rows,
     version_ref,
@@ -191,6 +193,27 @@ def test_the_spec_a_version_was_trained_with_is_read_from_its_run(binary_line):
     line = binary_line.line
 
     assert trained_spec(line.platform, line.reference(binary_line.trained)) == line.loaded.spec
+
+
+def test_the_query_a_version_was_trained_with_is_read_from_its_run(tracked, tracking, registered):
+    number, run = registered(model_digest="d", model_id="m-1")
+    churn = load_spec("churn")
+    tracking.client.log_text(run, churn.path.read_text(), "model.yaml")
+    tracking.client.log_text(run, "SELECT 1 -- of then, $as_of", "features.sql")
+
+    theirs = trained_query(tracked, version_ref(tracked, MODEL, number))
+
+    assert theirs.spec == churn.spec
+    assert theirs.sql == "SELECT 1 -- of then, $as_of"
+    assert "fruit version 1" in str(theirs.path)
+
+
+def test_a_query_that_was_not_recorded_is_an_error(tracked, tracking, registered):
+    number, run = registered(model_digest="d", model_id="m-1")
+    tracking.client.log_text(run, load_spec("churn").path.read_text(), "model.yaml")
+
+    with pytest.raises(UntrustedModelError, match="the query of its features was not recorded"):
+        trained_query(tracked, version_ref(tracked, MODEL, number))
 
 
 def test_a_recorded_spec_that_is_none_any_more_is_an_error(tracked, tracking, registered):

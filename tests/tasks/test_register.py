@@ -6,6 +6,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from deployments.errors import ContenderError
+from platforms.lock import BusyError
 from tasks import register
 from tasks.champion import ChampionMissing, ChampionRef, NoChampionYet, standing_champion, version_ref
 from tasks.gate import GateReport, GateResult
@@ -373,6 +374,19 @@ def test_the_first_promotion_is_recorded_once_and_leaves_no_challenger(line):
         ("promotion.started", "patients/1"),
         ("model.promoted", "patients/1"),
     ]
+
+
+def test_a_promotion_beside_another_is_refused_and_changes_nothing(line):
+    ref = proposed(line)
+
+    with (
+        line.platform.alone(f"promotion-{MODEL}", "busy"),
+        pytest.raises(BusyError, match="another promotion of patients is under way"),
+    ):
+        promote(line.platform, MODEL, ref)
+
+    assert aliases(line) == {"challenger": "1"}
+    assert promote(line.platform, MODEL, ref).aliases == ("champion",)
 
 
 def test_a_second_promotion_keeps_the_champion_before_as_previous(line):
