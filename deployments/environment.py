@@ -1,5 +1,6 @@
 """Environments: where the line runs and how strictly, read from one YAML file each."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,6 +62,65 @@ class Budget(Declared):
     training_seconds: float = Field(1800, gt=0, description="No further candidate starts after this long.")
 
 
+class RequestLimits(Declared):
+    """What one request, and all of them at once, may ask of a scorer."""
+
+    body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="A larger body is refused with 413.")
+    rows: int = Field(100_000, ge=1, description="More rows in one request are refused with 413.")
+    queue: int = Field(
+        256,
+        ge=1,
+        description="Requests that may wait in one worker; the next is told 429 and when to come again.",
+    )
+    timeout_seconds: float = Field(30, gt=0)
+    drain_seconds: float = Field(
+        10, ge=0, description="How long a worker that is stopped finishes what it has."
+    )
+
+
+class PredictionLogConfig(Declared):
+    """The log of every request served."""
+
+    max_megabytes: int = Field(2048, ge=1, description="Of one endpoint, before it is folded into its table.")
+    when_full: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Answer 503 rather than answer unlogged, or answer and count what was not logged.",
+    )
+    segment_megabytes: int = Field(32, ge=1)
+    sync_milliseconds: int = Field(
+        50, ge=1, description="How often what was written is forced onto the disk."
+    )
+
+
+class GatewayConfig(Declared):
+    """The one address of all endpoints."""
+
+    kind: Literal["auto", "envoy", "python"] = Field(
+        "auto", description="Envoy where there is a wheel of it, else the thin router in Python."
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(8500, ge=0, le=65535, description="0 takes any that is free.")
+    sticky_header: str = Field("x-caller-id", pattern=r"^[a-z0-9-]+$")
+    require_key: bool = Field(False, description="Whether a request without a known API key is refused.")
+    requests_per_second: float | None = Field(None, gt=0, description="Of one caller; more are told 429.")
+
+
+class Serving(Declared):
+    """The data plane of an environment."""
+
+    gateway: GatewayConfig = GatewayConfig()
+    limits: RequestLimits = RequestLimits()
+    log: PredictionLogConfig = PredictionLogConfig()
+    mlflow_port: int = Field(
+        5000, ge=0, le=65535, description="Of the MLflow server that `up` starts; 0: any."
+    )
+    other_flavors: bool = Field(
+        False,
+        description="Whether models other than skops files are served. Loading one runs code that it brings.",
+    )
+    onnx: bool = Field(True, description="Whether ONNX Runtime serves models for which it answers the same.")
+
+
 class Environment(Declared):
     """One place to run: its platform and its strictness."""
 
@@ -75,6 +135,12 @@ class Environment(Declared):
     )
     task_runner: TaskRunnerConfig = ThreadRunner()
     budget: Budget = Budget()
+    serving: Serving = Serving()
+
+
+def home() -> Path:
+    """The folder that data roots are relative to: CONTENDER_HOME, or `.contender` in the working directory."""
+    return Path(os.environ.get("CONTENDER_HOME", ".contender")).absolute()
 
 
 def known_environments(root: Path = ENVIRONMENTS) -> tuple[str, ...]:

@@ -315,8 +315,8 @@ def _print_json(outcome: "BaseModel") -> None:
 
 
 def _show_where(outcome: "TrainOutcome", env: str) -> None:
+    from deployments.environment import home
     from flows import console
-    from platforms.local import home
     from tasks.conclude import without_credentials
 
     platform = _platform(env)

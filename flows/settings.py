@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from platforms.local import home
+from deployments.environment import home
 
 
 def settle(verbose: bool = False) -> None:

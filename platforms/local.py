@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from deployments.environment import Environment
+from deployments.environment import Environment, home
 from deployments.errors import BadInputError
 from platforms.lock import held
 from platforms.platform import MlflowAddresses
 from platforms.tables import DeltaTables
-
-
-def home() -> Path:
-    """The folder that data roots are relative to: CONTENDER_HOME, or `.contender` in the working directory."""
-    return Path(os.environ.get("CONTENDER_HOME", ".contender")).absolute()
 
 
 @dataclass(frozen=True)

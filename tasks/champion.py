@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from deployments import model_file
 from deployments.declared import Declared
 from deployments.documents import load_document
 from deployments.errors import SpecError
 from deployments.spec import LoadedSpec, ModelSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from tasks import model_file
 from tasks.split import ROW_ID, row_ids
 from tasks.tracking import TAG, Tracking
 

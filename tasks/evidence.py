@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from deployments.declared import Declared
 from deployments.errors import BadInputError
+from deployments.model_file import file_digest, folder_digests
 from platforms.platform import Platform
 from platforms.scratch import scratch_folder
 from tasks.ledger import Entry, LedgerError
-from tasks.model_file import file_digest, folder_digests
 from tasks.register import Version, ledger_of
 
 MANIFEST = "manifest.json"

@@ -16,9 +16,9 @@ def main() -> int:
     from mlflow import MlflowClient
     from mlflow.models import Model
 
+    from deployments import model_file
     from deployments.errors import ContenderError
     from deployments.spec import Target
-    from tasks import model_file
     from tasks.metrics import outputs_of
 
     asked = json.load(sys.stdin)

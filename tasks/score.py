@@ -25,6 +25,7 @@ from deployments.contract import TableContract
 from deployments.declared import Declared
 from deployments.errors import BadInputError, ContenderError
 from deployments.measures import TaskKind
+from deployments.model_file import file_digest
 from deployments.source import CsvSource, source_at
 from deployments.spec import LoadedSpec, ModelSpec
 from platforms.platform import Platform
@@ -41,7 +42,6 @@ from tasks.champion import (
 from tasks.frame import model_inputs
 from tasks.ingest import arrow_type, describe, read_source, without_personal_data
 from tasks.metrics import outputs_of
-from tasks.model_file import file_digest
 from tasks.progress import stage
 from tasks.threads import limited_threads, openmp_threads
 from tasks.validate import Failures, _any_of, _with_reasons, check_chunk, compile_schema

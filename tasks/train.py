@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from deployments import model_file
 from deployments.declared import Declared
 from deployments.errors import BadInputError, ContenderError, first_line
 from deployments.measures import MEASURES, TaskKind
@@ -26,7 +27,6 @@ from deployments.spec import LoadedSpec
 from deployments.training import Candidate, Threshold
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from tasks import model_file
 from tasks.champion import TRAINING_ROWS, write_training_rows
 from tasks.code_version import CodeVersion, code_version, environment_lock
 from tasks.frame import input_schema, model_inputs, target_values

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.exceptions import MlflowException
 
+from deployments.model_file import UntrustedModelError
 from deployments.spec import load_spec
 from platforms.snapshot import Snapshot
 from tasks.champion import (
@@ -27,7 +28,6 @@ from tasks.champion import (
     version_ref,
     write_training_rows,
 )
-from tasks.model_file import UntrustedModelError
 from tasks.split import ROW_ID
 from tasks.tracking import Tracking
 

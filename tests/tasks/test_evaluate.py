@@ -14,13 +14,13 @@ from mlflow.exceptions import MlflowException
 from sklearn.metrics import roc_auc_score
 
 from deployments.gates import ChampionGate, MetricGate
+from deployments.model_file import SKOPS_FILE, UntrustedModelError
 from platforms.tables import DeltaTables
 from tasks.champion import TRAINING_ROWS, ChampionMissing, NoChampionYet, load_version, write_training_rows
 from tasks.evaluate import Evaluation, calibration
 from tasks.frame import model_inputs, target_values
 from tasks.gate import judge
 from tasks.metrics import Bootstrap, Outputs, measure, outputs_of
-from tasks.model_file import SKOPS_FILE, UntrustedModelError
 from tasks.plots import evaluation_plots
 from tasks.probe import Latency
 from tasks.split import ROW_ID

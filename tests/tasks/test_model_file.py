@@ -16,8 +16,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
 
 from deployments.measures import TaskKind
-from tasks.frame import model_inputs, target_values
-from tasks.model_file import (
+from deployments.model_file import (
     SKOPS_FILE,
     UntrustedModelError,
     canonicalise,
@@ -26,6 +25,7 @@ from tasks.model_file import (
     load_model,
     untrusted_types,
 )
+from tasks.frame import model_inputs, target_values
 from tasks.pipeline import make_estimator, make_pipeline, with_threshold
 
 CLASSIFIERS = {
@@ -263,7 +263,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from tasks.model_file import canonicalise, file_digest
+from deployments.model_file import canonicalise, file_digest
 from tasks.threads import limited_threads
 
 def digest(estimator, file):

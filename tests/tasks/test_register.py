@@ -6,12 +6,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from deployments.errors import ContenderError
+from deployments.model_file import UntrustedModelError
 from platforms.lock import BusyError
 from tasks import register
 from tasks.champion import ChampionMissing, ChampionRef, NoChampionYet, standing_champion, version_ref
 from tasks.gate import GateReport, GateResult
 from tasks.ledger import Ledger
-from tasks.model_file import UntrustedModelError
 from tasks.register import (
     PromotionRefusedError,
     Version,

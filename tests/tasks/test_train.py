@@ -19,12 +19,12 @@ from sklearn.metrics import f1_score
 
 from deployments.environment import Budget
 from deployments.errors import BadInputError, ContenderError
+from deployments.model_file import SKOPS_FILE, UntrustedModelError, file_digest
 from platforms.local import LocalPlatform
 from tasks.champion import load_version
 from tasks.code_version import CodeVersion
 from tasks.frame import model_inputs, target_values
 from tasks.metrics import Outputs, measure, outputs_of
-from tasks.model_file import SKOPS_FILE, UntrustedModelError, file_digest
 from tasks.tracking import Tracking
 from tasks.train import (
     BudgetExceededError,
