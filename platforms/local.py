@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import secrets
 import socket
 import subprocess
 from contextlib import AbstractContextManager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from deployments.environment import Environment, home
 from deployments.errors import BadInputError
+from deployments.personal_data import personal_data_key
 from platforms.lock import held
 from platforms.platform import MlflowAddresses
 from platforms.tables import DeltaTables
@@ -75,21 +75,7 @@ class LocalPlatform:
 
     def pii_key(self) -> bytes:
         """CONTENDER_PII_KEY, or a random key made once and kept under the data root for its owner's eyes only."""
-        given = os.environ.get("CONTENDER_PII_KEY")
-        if given:
-            return given.encode()
-        path = self.folder("secrets") / "pii.key"
-        if not path.exists():
-            made = path.with_suffix(f".{os.getpid()}")
-            made.touch(mode=0o600)
-            made.write_text(secrets.token_hex(32))
-            try:
-                os.link(made, path)
-            except FileExistsError:
-                pass
-            finally:
-                made.unlink()
-        return path.read_text().encode()
+        return personal_data_key(self.root)
 
     def folder(self, purpose: str) -> Path:
         """A folder under the data root."""

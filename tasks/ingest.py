@@ -3,7 +3,6 @@
 Everything streams in record batches, so memory does not grow with the source.
 """
 
-import hmac
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from deployments.contract import TableContract
 from deployments.errors import BadInputError
+from deployments.personal_data import keyed_hash
 from deployments.source import CsvSource, DeltaSource, ParquetSource, SimulatorSource, Source, SqlSource
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
@@ -170,8 +170,7 @@ def without_personal_data(
 ) -> pa.RecordBatchReader:
     """Keep the contract's columns in its order; drop or hash what it marks as personal data.
 
-    A hash is HMAC-SHA256 under the platform's key, 32 hexadecimal digits: equal values stay equal, and
-    without the key no list of guesses gives them back.
+    A hash is under the platform's key, by which `serving` hashes what callers send: equal values stay equal.
     """
     kept = [name for name in contract.kept_columns if name in stream.schema.names]
     hashed = {name for name in kept if contract.columns[name].pii == "hash"}
@@ -192,10 +191,7 @@ def without_personal_data(
 
 def _hashed(column: pa.Array, key: bytes) -> pa.Array:
     coded = column.cast(pa.string()).dictionary_encode()
-    digests = [
-        None if value is None else hmac.digest(key, value.encode(), "sha256").hex()[:32]
-        for value in coded.dictionary.to_pylist()
-    ]
+    digests = [None if value is None else keyed_hash(value, key) for value in coded.dictionary.to_pylist()]
     return pa.DictionaryArray.from_arrays(coded.indices, pa.array(digests, pa.string())).dictionary_decode()
 
 
