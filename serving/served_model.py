@@ -47,6 +47,7 @@ class ServedModel(Declared):
     example: tuple[dict[str, Any], ...] = ()
     expected: tuple[float, ...] = ()
     allowed_packages: tuple[str, ...] = ("sklearn",)
+    onnx_digest: str = ""
     requirements_digest: str = ""
     python: str = ""
     """The interpreter of the version's own environment; empty where ours will do."""
