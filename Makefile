@@ -62,4 +62,5 @@ $(STAMP): requirements/lock.txt requirements/uv.txt pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/lock.txt
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m flows.server
 	@touch $@

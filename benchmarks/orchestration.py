@@ -1,6 +1,7 @@
 """`train` through Prefect against the same functions called bare, alternating, each in a fresh process and data root.
 
-`python -m benchmarks.orchestration [--model churn] [--rounds 3]`. The Prefect side includes starting its server.
+`python -m benchmarks.orchestration [--model churn] [--rounds 3]`. Both sides count from before the first import of
+theirs, and the Prefect side includes starting its server, as `python -m flows.run train` does.
 """
 
 import argparse
@@ -62,22 +63,31 @@ def main() -> None:
 
 
 def _one_side(side: str, model: str) -> None:
-    from flows.settings import settle, settled_flows
+    started = time.perf_counter()
+    from flows.settings import settle
 
     settle()
-    import flows.train
-    import tasks.steps  # noqa: F401
+
+    def opened() -> None:
+        from flows.prepare import opened
+
+        opened(model, "dev")
 
     if side == "bare":
+        opened()
         from prefect import Task
+
+        import flows.train
 
         Task.__call__ = lambda self, *arguments, **named: self.fn(*arguments, **named)  # type: ignore[method-assign]
         flows.train.task_runner = lambda environment: _Threads(environment.task_runner.workers)  # type: ignore[assignment]
-        started = time.perf_counter()
         flows.train.train.fn(model)
     else:
-        with settled_flows():
-            started = time.perf_counter()
+        from flows.server import served
+
+        with served(opened):
+            import flows.train
+
             flows.train.train(model)
     print(time.perf_counter() - started)
 

@@ -10,6 +10,7 @@ from deployments.source import Source, source_at
 from deployments.spec import LoadedSpec, load_spec
 from platforms import platform_for
 from platforms.platform import Platform
+from tasks.champion import standing_champion
 
 
 def run_name(flow: str) -> Callable[[], str]:
@@ -33,6 +34,16 @@ def prepare(model: str, env: str) -> tuple[LoadedSpec, Platform]:
         BadInputError: no such model or environment, or a document that does not say what it must.
     """
     return load_spec(model), platform_for(load_environment(env))
+
+
+def opened(model: str, env: str) -> None:
+    """Check what every flow begins with, and make the tracking store ready, which takes seconds the first time.
+
+    Raises:
+        BadInputError: as `prepare` does.
+    """
+    loaded, platform = prepare(model, env)
+    standing_champion(platform, loaded.name)
 
 
 def chosen_sources(loaded: LoadedSpec, given: str | None) -> Mapping[str, Source]:

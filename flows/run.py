@@ -4,12 +4,13 @@ Exit codes: 0 done or nothing to do, 1 something broke, 2 bad input or spec, 3 a
 """
 
 import atexit
+import importlib
 import json
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from deployments.errors import BadInputError, ContenderError
-from flows.settings import settle, settled_flows
+from flows.settings import settle
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -95,12 +96,7 @@ def run(
     """Train, promote and score: the whole line in one go (what runs when no command is given)."""
     from flows import console
 
-    def work() -> Any:
-        from flows.lifecycle import lifecycle
-
-        return lifecycle(model, env, source)
-
-    outcome = _watched(as_json, work)
+    outcome = _watched(as_json, "lifecycle", model, env, source)
     if _session.as_json:
         _print_json(outcome)
         return
@@ -122,12 +118,7 @@ def train(
     """Take raw data to a registered challenger, or to a refusal that says why."""
     from flows import console
 
-    def work() -> Any:
-        from flows.train import train as flow
-
-        return flow(model, env, source, as_of, force)
-
-    outcome = _watched(as_json, work)
+    outcome = _watched(as_json, "train", model, env, source, as_of, force)
     if _session.as_json:
         _print_json(outcome)
         return
@@ -149,12 +140,7 @@ def promote(
     """Make the challenger champion, where the environment asks for no approval."""
     from flows import console
 
-    def work() -> Any:
-        from flows.promote import promote as flow
-
-        return flow(model, env, version)
-
-    promoted = _watched(as_json, work)
+    promoted = _watched(as_json, "promote", model, env, version)
     if _session.as_json:
         _print_json(promoted)
     else:
@@ -178,12 +164,7 @@ def score(
     """Score a batch with the champion; resumable, and never over an earlier output."""
     from flows import console
 
-    def work() -> Any:
-        from flows.score import score as flow
-
-        return flow(model, env, input, output, as_of)
-
-    outcome = _watched(as_json, work)
+    outcome = _watched(as_json, "score", model, env, input, output, as_of)
     if _session.as_json:
         _print_json(outcome)
     else:
@@ -301,13 +282,18 @@ def _platform(env: str) -> "Platform":
     return platform_for(load_environment(env))
 
 
-def _watched(as_json: bool, work: Callable[[], R]) -> R:
-    """Do the work with its stages shown, and show what there is to show of a refusal before it is raised."""
+def _watched(as_json: bool, name: str, model: str, env: str, *arguments: Any) -> Any:
+    """Run the flow of that name with its stages shown."""
     from flows import console
+    from flows.server import served
+
+    def opened() -> None:
+        importlib.import_module(f"flows.{name}")
+        importlib.import_module("flows.prepare").opened(model, env)
 
     _session.as_json |= as_json
-    with settled_flows(), nullcontext() if _session.verbose else console.stages_shown():
-        return work()
+    with nullcontext() if _session.verbose else console.stages_shown(), served(opened):
+        return getattr(importlib.import_module(f"flows.{name}"), name)(model, env, *arguments)
 
 
 def _print_json(outcome: "BaseModel") -> None:

@@ -3,8 +3,6 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from deployments.environment import home
@@ -33,18 +31,3 @@ def settle(verbose: bool = False) -> None:
         warnings.filterwarnings("ignore", module=r"(mlflow|sklearn|skops)\..*")
         for name in ("mlflow", "alembic", "prefect"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-
-@contextmanager
-def settled_flows() -> Iterator[None]:
-    """Without a server of the user's own there is nobody to tell that a run is alive, so no heartbeat is sent.
-
-    Ending the thread that sends them costs each flow a second.
-    """
-    if os.environ.get("PREFECT_API_URL"):
-        yield
-        return
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
