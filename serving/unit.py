@@ -1,0 +1,185 @@
+"""One version served for one endpoint: its files fetched, its workers started, watched and replaced."""
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from deployments.environment import Serving
+from serving.endpoint import ServedEntity
+from serving.folders import Folders
+from serving.process import FIRST_BACK_OFF, LONGEST_BACK_OFF, Child
+from serving.served_model import ServedModel, read_served
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where versions are fetched from, and with what settings they are served."""
+
+    tracking_uri: str
+    registry_uri: str
+    allowed_packages: tuple[str, ...]
+    serving: Serving
+    settings: Path
+    """The file that holds `serving`."""
+
+
+class Worker:
+    """One scorer process."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.port = 0
+        self.ready = False
+        self.health: dict[str, Any] = {}
+
+    def status(self) -> dict[str, Any]:
+        """For people and metrics."""
+        return {
+            "pid": self.child.pid,
+            "port": self.port,
+            "ready": self.ready,
+            "restarts": self.child.restarts,
+            "log": str(self.child.log),
+            "health": self.health,
+        }
+
+
+class Unit:
+    """A served version of an endpoint: `ready` lists the ports of those workers that may be asked."""
+
+    def __init__(self, endpoint: str, entity: ServedEntity, folders: Folders, sources: Sources) -> None:
+        self.endpoint, self.entity = endpoint, entity
+        self._folders, self._sources = folders, sources
+        self.folder: Path | None = None
+        self.served: ServedModel | None = None
+        self.problem = ""
+        self.workers: list[Worker] = []
+        self._fetching: asyncio.Task[None] | None = None
+        self._fetch_back_off, self._fetch_not_before = FIRST_BACK_OFF, 0.0
+        self.stopping = False
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Endpoint, served name, registered name and version."""
+        return (self.endpoint, self.entity.name, self.entity.entity_name, self.entity.entity_version)
+
+    @property
+    def ready(self) -> tuple[int, ...]:
+        """Ports of workers that live and have answered a warm-up prediction."""
+        return tuple(worker.port for worker in self.workers if worker.ready and worker.child.alive)
+
+    async def tend(self) -> None:
+        """Do what there is to do now, without waiting for it: fetch, start, restart, adjust the number of workers."""
+        if self.stopping:
+            return
+        if self.folder is None:
+            self._fetch()
+            return
+        while len(self.workers) < self.entity.workers:
+            number = len(self.workers)
+            name = f"{self.endpoint}-{self.entity.name}-v{self.entity.entity_version}-{number}"
+            self.workers.append(Worker(Child(name, self._folders.logs / f"{name}.log")))
+        while len(self.workers) > self.entity.workers:
+            surplus = self.workers.pop()
+            surplus.ready = False
+            await surplus.child.stop(self._sources.serving.limits.drain_seconds)
+        for number, worker in enumerate(self.workers):
+            if not worker.child.alive:
+                worker.ready = False
+                if worker.child.may_start:
+                    await self._start(number, worker)
+
+    async def _start(self, number: int, worker: Worker) -> None:
+        assert self.served is not None
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        listening.set_inheritable(True)
+        worker.port = listening.getsockname()[1]
+        command = [self.served.python or sys.executable, "-m", "serving.scorer", "--model", str(self.folder)]
+        command += ["--endpoint", self.endpoint, "--entity", self.entity.name, "--worker", str(number)]
+        command += ["--root", str(self._folders.root), "--settings", str(self._sources.settings)]
+        command += ["--fd", str(listening.fileno()), "--tether"]
+        await worker.child.start(command, listening)
+
+    async def look(self, session: aiohttp.ClientSession) -> None:
+        """Ask every worker how it is; one that does not say that it is ready is taken out."""
+        await asyncio.gather(*(self._ask(worker, session) for worker in self.workers if worker.child.alive))
+
+    @staticmethod
+    async def _ask(worker: Worker, session: aiohttp.ClientSession) -> None:
+        try:
+            async with session.get(f"http://127.0.0.1:{worker.port}/health") as answer:
+                worker.health = await answer.json()
+                worker.ready = answer.status == 200
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            # One that is busy may be late to answer; one that died is seen by its process.
+            worker.ready = worker.ready and worker.child.alive
+
+    def _fetch(self) -> None:
+        if self._fetching is None and time.monotonic() >= self._fetch_not_before:
+            self._fetching = asyncio.create_task(self._fetched())
+
+    async def _fetched(self) -> None:
+        entity, sources = self.entity, self._sources
+        command = [sys.executable, "-m", "serving.fetch", "--name", entity.entity_name]
+        command += ["--version", entity.entity_version, "--folder", str(self._folders.models)]
+        command += ["--tracking-uri", sources.tracking_uri, "--registry-uri", sources.registry_uri]
+        command += [
+            "--settings",
+            str(sources.settings),
+            "--allowed-packages",
+            ",".join(sources.allowed_packages),
+        ]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            said, errors = await process.communicate()
+        except asyncio.CancelledError:
+            process.kill()
+            raise
+        (self._folders.logs / "fetch.log").open("ab").write(errors)
+        if process.returncode == 0:
+            self.folder = Path(json.loads(said.decode().strip().splitlines()[-1])["folder"])
+            self.served = read_served(self.folder)
+            self.problem = ""
+        else:
+            lines = errors.decode("utf-8", "replace").strip().splitlines() or ["the fetch said nothing"]
+            self.problem = lines[-1]
+            self._fetch_back_off = min(self._fetch_back_off * 2, LONGEST_BACK_OFF)
+            self._fetch_not_before = time.monotonic() + self._fetch_back_off
+        self._fetching = None
+
+    async def stop(self) -> None:
+        """Drain and end all workers."""
+        self.stopping = True
+        if self._fetching is not None:
+            self._fetching.cancel()
+        grace = self._sources.serving.limits.drain_seconds + 2
+        await asyncio.gather(*(worker.child.stop(grace) for worker in self.workers))
+
+    def status(self) -> dict[str, Any]:
+        """For people and metrics."""
+        problem = self.problem
+        for worker in self.workers:
+            if not worker.ready and worker.child.restarts:
+                problem = problem or f"worker ended with {worker.child.last_exit}: {worker.child.said_last()}"
+        return {
+            "name": self.entity.name,
+            "entity_name": self.entity.entity_name,
+            "entity_version": self.entity.entity_version,
+            "engine": self.served.engine if self.served else None,
+            "engine_reason": self.served.engine_reason if self.served else None,
+            "ready": bool(self.ready),
+            "problem": problem,
+            "workers": [worker.status() for worker in self.workers],
+        }
