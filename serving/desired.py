@@ -15,6 +15,14 @@ from serving.endpoint import Endpoint, EndpointConfig
 from serving.folders import Folders
 
 
+class MissingEndpointError(BadInputError):
+    """There is no endpoint of that name."""
+
+
+class EndpointExistsError(BadInputError):
+    """There is an endpoint of that name."""
+
+
 class EndpointStore:
     """The desired states of one data root."""
 
@@ -40,14 +48,15 @@ class EndpointStore:
         """The desired state of one endpoint.
 
         Raises:
-            BadInputError: there is none of that name, or its file does not say what it must.
+            MissingEndpointError: there is none of that name.
+            BadInputError: its file does not say what it must.
         """
         path = self._folders.endpoint(name)
         try:
             return Endpoint.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             known = ", ".join(self.names()) or "none"
-            raise BadInputError(f"there is no endpoint {name!r} (known: {known})") from None
+            raise MissingEndpointError(f"there is no endpoint {name!r} (known: {known})") from None
         except ValidationError as error:
             raise BadInputError(f"{path}: {problems(error)}") from None
 
@@ -57,12 +66,13 @@ class EndpointStore:
         """Add an endpoint.
 
         Raises:
-            BadInputError: it exists, or the config is not what it must be.
+            EndpointExistsError: there is one of that name.
+            BadInputError: the config is not what it must be.
         """
         now = datetime.now(UTC)
         with self._alone():
             if self._folders.endpoint(name).exists():
-                raise BadInputError(f"endpoint {name!r} exists already; update its config")
+                raise EndpointExistsError(f"endpoint {name!r} exists already; update its config")
             given = {
                 "name": name,
                 "config": checked(config),
@@ -97,15 +107,16 @@ class EndpointStore:
             self._write(after)
         return after
 
-    def delete(self, name: str) -> None:
-        """Take an endpoint away.
+    def delete(self, name: str) -> Endpoint:
+        """Take an endpoint away; what it was.
 
         Raises:
             BadInputError: there is none of that name.
         """
         with self._alone():
-            self.get(name)
+            before = self.get(name)
             self._folders.endpoint(name).unlink()
+        return before
 
     def _write(self, endpoint: Endpoint) -> None:
         path = self._folders.endpoint(endpoint.name)

@@ -92,6 +92,7 @@ class Supervisor:
         self._seen: tuple[object, ...] = ()
         self._status_server = StatusServer(self.status)
         self._stop = asyncio.Event()
+        self._changed = asyncio.Event()
         self._started = datetime.now(UTC)
 
     async def run(self) -> None:
@@ -254,6 +255,7 @@ class Supervisor:
             return
         self._problems.pop("gateway", None)
         self._plan = plan
+        self._changed.set()
 
     async def _keep_gateway(self) -> None:
         while True:
@@ -291,7 +293,10 @@ class Supervisor:
             staged = status.with_suffix(".partial")
             staged.write_bytes(orjson.dumps(self.status(), option=orjson.OPT_INDENT_2))
             staged.replace(status)
-            await asyncio.sleep(STATUS_SECONDS if self._settled() else TICK_SECONDS * 5)
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_SECONDS if self._settled() else TICK_SECONDS * 5):
+                    await self._changed.wait()
 
     def _settled(self) -> bool:
         return all(served.applied is served.desired for served in self._endpoints.values())

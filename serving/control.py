@@ -1,0 +1,142 @@
+"""Starting, stopping and asking the supervisor of a data root; it outlives whoever started it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from deployments.errors import BadInputError, ContenderError
+from serving.desired import read_json
+from serving.folders import Folders
+from serving.supervisor import Instructions
+
+START_SECONDS = 30.0
+STOP_SECONDS = 45.0
+
+
+class DataPlaneError(ContenderError):
+    """The data plane did not start, or is not up."""
+
+
+def running(folders: Folders) -> int | None:
+    """The process id of the supervisor that holds the root's lock; None where nobody does."""
+    import fcntl
+
+    descriptor = os.open(folders.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(descriptor, 32) or b"0")
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def instructions_file(folders: Folders) -> Path:
+    """What the last supervisor was started with."""
+    return folders.run / "instructions.json"
+
+
+def up(given: Instructions) -> dict[str, Any]:
+    """Start the supervisor unless it runs, and return its status once the gateway answers.
+
+    Raises:
+        BadInputError: it runs with other settings, or a port is taken.
+        DataPlaneError: it did not start.
+    """
+    folders = Folders(Path(given.root))
+    written = instructions_file(folders)
+    if running(folders) is not None:
+        if Instructions.model_validate_json(written.read_bytes()) != given:
+            raise BadInputError(
+                f"the data plane of {given.root} is up with other settings; run `down` first, then `up`"
+            )
+        return {**_when(folders, _answers, START_SECONDS, None), "started_now": False}
+    written.write_text(given.model_dump_json(indent=2), encoding="utf-8")
+    folders.status.unlink(missing_ok=True)
+    log = folders.logs / "supervisor.log"
+    begun = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.supervisor", str(written)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+    def ended() -> None:
+        code = process.poll()
+        if code is not None:
+            with log.open("rb") as file:
+                file.seek(begun)
+                said = file.read().decode("utf-8", "replace").strip().splitlines()
+            sentence = said[-1] if said else f"it ended with {code}, and said nothing"
+            raise (BadInputError if code == BadInputError.exit_code else DataPlaneError)(sentence)
+
+    return {**_when(folders, _answers, START_SECONDS, ended), "started_now": True}
+
+
+def down(root: Path) -> bool:
+    """Drain and end everything; False where nothing was up.
+
+    Raises:
+        DataPlaneError: it does not end.
+    """
+    folders = Folders(root)
+    pid = running(folders)
+    if pid is None:
+        return False
+    for wish, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, wish)
+        while time.monotonic() < deadline:
+            if running(folders) is None:
+                folders.status.unlink(missing_ok=True)
+                return True
+            time.sleep(0.05)
+    raise DataPlaneError(f"the supervisor of {root} (process {pid}) does not end")
+
+
+def status(root: Path) -> dict[str, Any] | None:
+    """What the supervisor says of itself; None where nothing is up."""
+    folders = Folders(root)
+    if running(folders) is None:
+        return None
+    return read_json(folders.status)
+
+
+def _answers(said: dict[str, Any]) -> bool:
+    try:
+        with urlopen(f"{said['gateway']['url']}/ping", timeout=2) as answer:  # noqa: S310 - our own address
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _when(
+    folders: Folders,
+    condition: Callable[[dict[str, Any]], bool],
+    seconds: float,
+    look: Callable[[], None] | None,
+) -> dict[str, Any]:
+    """The status once it fulfils a condition."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if look is not None:
+            look()
+        said = read_json(folders.status)
+        if said is not None and condition(said):
+            return said
+        time.sleep(0.03)
+    raise DataPlaneError(
+        f"the data plane did not answer within {seconds:g} s; its logs are in {folders.logs}"
+    )
