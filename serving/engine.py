@@ -202,7 +202,8 @@ class OnnxEngine:
         properties = self._session.get_modelmeta().custom_metadata_map
         self.inputs = OnnxInputs.model_validate_json(properties["contender.inputs"])
         self._run = self._session.run
-        self._load_spare, self._spare = spare, None  # type: ignore[var-annotated]
+        self._load_spare = spare
+        self._spare: Engine | None = None
 
     def predict(self, columns: Mapping[str, np.ndarray], rows: int) -> Answers:
         """See `Engine`."""

@@ -5,6 +5,7 @@ missing and unknown categories exact, which they would not be in ONNX's own enco
 """
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -58,14 +59,14 @@ class OnnxInputs(Declared):
 
     def feed(self, columns: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray] | None:
         """The graph's inputs by name, or None where a row holds what conversion was not proven for."""
-        fed = {}
+        fed: dict[str, np.ndarray] = {}
         width = len(self.numbers)
         if width or self.dates:
             numbers = np.empty((rows, width + len(self.dates)))
             for place, name in enumerate(self.numbers):
                 numbers[:, place] = columns[name]
             for place, wanted in enumerate(self.dates, start=width):
-                numbers[:, place] = DATE_PARTS[wanted.part](columns[wanted.column])
+                numbers[:, place] = date_part(columns[wanted.column], wanted.part)
             # One comparison for the ordinary row: it is false for a missing value, which is then looked at.
             if not np.abs(numbers).max(initial=0.0) <= LARGEST and self._refuses(numbers):
                 return None
@@ -114,22 +115,32 @@ class OnnxInputs(Declared):
         return np.asarray(self.classes)
 
 
+def date_part(moments: np.ndarray, part: str) -> np.ndarray | int:
+    """A part of naive UTC moments of microseconds, NaN where they are missing; a number where there is one moment."""
+    if len(moments) == 1:
+        moment = moments.item()
+        # Python has no moments after the year 9999, and numpy gives None for a missing one.
+        if isinstance(moment, datetime):
+            return _OF_ONE[part](moment)
+    return DATE_PARTS[part](moments)
+
+
 def _since(moments: np.ndarray, unit: str) -> np.ndarray:
-    return moments.astype(f"datetime64[{unit}]").astype(np.int64)
+    return np.asarray(moments.astype(f"datetime64[{unit}]").astype(np.int64))
 
 
 def _part(compute: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """Missing moments have missing parts."""
 
     def part(moments: np.ndarray) -> np.ndarray:
-        return np.where(np.isnat(moments), np.nan, compute(moments).astype(np.float64))
+        return np.asarray(np.where(np.isnat(moments), np.nan, compute(moments).astype(np.float64)))
 
     return part
 
 
 def _days_since(moments: np.ndarray, unit: str) -> np.ndarray:
     day, start = (moments.astype(f"datetime64[{one}]").astype("datetime64[D]") for one in ("D", unit))
-    return (day - start).astype(np.int64)
+    return np.asarray((day - start).astype(np.int64))
 
 
 DATE_PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -142,3 +153,13 @@ DATE_PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "day_of_year": _part(lambda moments: _days_since(moments, "Y") + 1),
 }
 """Parts of naive UTC moments, by name; each takes and gives shape (rows,)."""
+
+_OF_ONE: dict[str, Callable[[datetime], int]] = {
+    "year": lambda moment: moment.year,
+    "month": lambda moment: moment.month,
+    "day": lambda moment: moment.day,
+    "weekday": lambda moment: moment.weekday(),
+    "hour": lambda moment: moment.hour,
+    "day_of_year": lambda moment: moment.timetuple().tm_yday,
+}
+"""The same of a single moment, some ten times as fast."""

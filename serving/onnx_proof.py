@@ -6,14 +6,16 @@ has seen, a threshold of a tree and the numbers next to it, numbers far out, mom
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serving.engine import Answers, Engine, OnnxEngine, UnansweredError
+from deployments.errors import first_line
+from serving.engine import Answers, Engine, OnnxEngine, SklearnEngine, UnansweredError, example_columns
 from serving.onnx_inputs import LARGEST
-from serving.onnx_model import parts
-from serving.served_model import ServedColumn
+from serving.onnx_model import NotConvertibleError, convert, parts
+from serving.served_model import ServedColumn, ServedModel
 
 TOLERANCE = 1e-5
 """How far two scores may lie apart: absolutely for probabilities, relative to numbers beyond 1."""
@@ -50,9 +52,54 @@ class Difference:
         return told
 
 
-def differences(
-    converted: OnnxEngine, model: Engine, columns: Columns, rows: int, threshold: float | None = None
-) -> Difference:
+def prove(model: Any, served: ServedModel, sample: Path) -> tuple[bytes, Difference]:
+    """A model's ONNX form, and how far its answers are from the model's.
+
+    Compared on the recorded example, on the run's sample of the holdout where there is one, and on rows made from both.
+
+    Raises:
+        NotConvertibleError: there is no such form, or no row to compare by.
+    """
+    scikit = SklearnEngine(model, served.columns, served.target, served.positive)
+    seen = _seen(served, sample)
+    rows = len(next(iter(seen.values())))
+    if not rows:
+        raise NotConvertibleError("no example was recorded that it could be compared by")
+    try:
+        certain = refused_missing(scikit, seen, served.columns)
+        content = convert(model, served.columns, served.target, served.positive, certain)
+        converted = OnnxEngine(content, lambda: scikit)
+        found = [differences(converted, scikit, seen, rows)]
+        made = made_rows(model, seen, served.columns, certain)
+        found.append(differences(converted, scikit, made, MADE_ROWS))
+    except NotConvertibleError:
+        raise
+    except UnansweredError as error:
+        raise NotConvertibleError(str(error)) from None
+    # A model from a version of scikit-learn that nobody has met yet, or an operator that ONNX Runtime lacks: whatever
+    # goes wrong, scikit-learn serves.
+    except Exception as error:
+        raise NotConvertibleError(f"{type(error).__name__}: {first_line(error)}") from error
+    return content, Difference(
+        rows=sum(one.rows for one in found),
+        furthest=max(one.furthest for one in found),
+        other_predictions=sum(one.other_predictions for one in found),
+        refused=sum(one.refused for one in found),
+    )
+
+
+def _seen(served: ServedModel, sample: Path) -> Columns:
+    """The recorded example and the run's sample of the holdout, as arrays."""
+    example = example_columns(served.example, served.columns)
+    if not sample.is_file():
+        return example
+    import pyarrow.parquet as pq
+
+    kept = example_columns(pq.read_table(sample).to_pylist(), served.columns)
+    return {name: np.concatenate([values, kept[name]]) for name, values in example.items()}
+
+
+def differences(converted: OnnxEngine, model: Engine, columns: Columns, rows: int) -> Difference:
     """Compare two engines on the same rows, those that only the original would be asked left out.
 
     A prediction may be another where the score is within the tolerance of the threshold, or of the next class.
@@ -72,7 +119,7 @@ def differences(
     apart = _apart(ours, theirs)
     other = ours.predictions != theirs.predictions if ours.scores is not None else np.zeros(rows, dtype=bool)
     if other.any():
-        other &= ~_may_differ(converted, columns, rows, theirs, threshold)
+        other &= ~_may_differ(converted, columns, rows, theirs)
     furthest = float(apart.max()) if np.isfinite(apart).all() else float("inf")
     return Difference(rows, furthest, int(other.sum()))
 
@@ -80,17 +127,16 @@ def differences(
 def _apart(ours: Answers, theirs: Answers) -> np.ndarray:
     if ours.scores is None:
         expected = ours.predictions.astype(float)
-        return np.abs(theirs.predictions - expected) / np.maximum(1.0, np.abs(expected))
+        return np.asarray(np.abs(theirs.predictions - expected) / np.maximum(1.0, np.abs(expected)))
     assert theirs.scores is not None
-    return np.abs(theirs.scores - ours.scores)
+    return np.asarray(np.abs(theirs.scores - ours.scores))
 
 
-def _may_differ(
-    converted: OnnxEngine, columns: Columns, rows: int, theirs: Answers, threshold: float | None
-) -> np.ndarray:
+def _may_differ(converted: OnnxEngine, columns: Columns, rows: int, theirs: Answers) -> np.ndarray:
     assert theirs.scores is not None
     if converted.inputs.positive is not None:
-        return np.abs(theirs.scores - (0.5 if threshold is None else threshold)) <= TOLERANCE
+        threshold = converted.inputs.threshold
+        return np.asarray(np.abs(theirs.scores - (0.5 if threshold is None else threshold)) <= TOLERANCE)
     likeliest = np.sort(converted.probabilities(columns, rows), axis=1)
     return np.asarray(likeliest[:, -1] - likeliest[:, -2] <= TOLERANCE)
 
