@@ -4,8 +4,10 @@ What comes out is a document of measurements; tasks.gate decides on it without m
 """
 
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,6 +159,7 @@ def evaluate_challenger(
     with stage("draw the plots"):
         for name, figure in evaluation_plots(loaded.spec, held.truth, held.said, evaluation).items():
             tracking.client.log_figure(run.run_id, figure, f"plots/{name}.png")
+    _keep_sample(loaded.spec, tracking, run, held.inputs)
     found = evaluation.metrics.items()
     tracking.log(
         run.run_id,
@@ -166,6 +169,21 @@ def evaluate_challenger(
     )
     tracking.save_document(run.run_id, "evaluation", evaluation)
     return evaluation
+
+
+HOLDOUT_SAMPLE = "holdout_sample.parquet"
+_SAMPLE_ROWS = 500
+
+
+def _keep_sample(spec: ModelSpec, tracking: Tracking, run: TrainingRun, inputs: pd.DataFrame) -> None:
+    """Some inputs of the holdout, spread over it, for serving to compare engines by; no personal data, no truth."""
+    columns = spec.feature_contract.columns
+    shown = [name for name in inputs.columns if columns[name].pii is None]
+    places = np.unique(np.linspace(0, len(inputs) - 1, min(len(inputs), _SAMPLE_ROWS)).astype(int))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / HOLDOUT_SAMPLE
+        inputs[shown].iloc[places].to_parquet(path, index=False)
+        tracking.client.log_artifact(run.run_id, str(path))
 
 
 def _measure(
