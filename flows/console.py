@@ -2,10 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
@@ -223,6 +223,91 @@ def show_ledger(entries: Sequence["Entry"]) -> None:
         row = (str(entry.seq), entry.time[:19], entry.event, entry.model, entry.subject, entry.actor)
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what is waited for, while it lasts."""
+    with err.status(what) if sys.stderr.isatty() else nullcontext():
+        yield
+
+
+def show_data_plane(said: Mapping[str, Any]) -> None:
+    """What the data plane says of itself: addresses, versions, shares, rates, and what is wrong."""
+    table = _table(
+        "Endpoints",
+        "endpoint",
+        "served as",
+        "version",
+        "#share",
+        "engine",
+        "#ready",
+        "#requests/s",
+        "#p50 ms",
+        "#p95 ms",
+    )
+    for name, endpoint in said["endpoints"].items():
+        shares = {
+            route["served_entity_name"]: route["traffic_percentage"]
+            for route in endpoint["traffic"]["routes"]
+        }
+        mirror = endpoint["traffic"].get("mirror") or {}
+        for entity in endpoint["entities"]:
+            workers = [worker for worker in entity["workers"] if worker["ready"]]
+            health = [worker["health"] for worker in workers]
+            share = f"{shares.get(entity['name'], 0)} %"
+            if mirror.get("served_entity_name") == entity["name"]:
+                share += f" + {mirror['traffic_percentage']} % shadow"
+            table.add_row(
+                name,
+                entity["name"],
+                f"{entity['entity_name']} {entity['entity_version']}",
+                share,
+                entity["engine"] or "–",
+                f"{len(workers)} of {max(len(entity['workers']), 1)}",
+                _number(sum(one.get("requests_per_second", 0.0) for one in health)),
+                _number(_middle(health, "p50_milliseconds")),
+                _number(_middle(health, "p95_milliseconds")),
+            )
+    if said["endpoints"]:
+        out.print(table, "")
+    else:
+        out.print("No endpoint yet; train and promote a champion, then: python -m flows.run deploy\n")
+    gateway, mlflow = said["gateway"], said["mlflow"]
+    lines = [
+        ("Gateway", f"{gateway['url']} ({gateway['kind'].removesuffix('Gateway')})"),
+        *[("Ask", f"{gateway['url']}/serving-endpoints/{name}/invocations") for name in said["endpoints"]],
+        *[("Docs", f"{gateway['url']}/serving-endpoints/{name}/docs") for name in said["endpoints"]],
+        ("MLflow", mlflow["url"]),
+        ("Logs", said["logs"]),
+    ]
+    show_where(lines)
+    for lack in gateway["lacks"]:
+        out.print(Text(f"  this gateway has no {lack}", style="yellow"))
+    problems = {
+        name: endpoint["problem"] for name, endpoint in said["endpoints"].items() if endpoint["problem"]
+    }
+    for name, problem in {**said["problems"], **problems, **_gateway_problem(gateway)}.items():
+        show_error(f"{name}: {problem}")
+
+
+def _gateway_problem(gateway: Mapping[str, Any]) -> dict[str, str]:
+    return {"gateway": gateway["problem"]} if gateway["problem"] else {}
+
+
+def _middle(health: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of what workers say, weighted by their requests."""
+    found = [(one[key], one.get("requests", 0)) for one in health if one.get(key) is not None]
+    total = sum(weight for _, weight in found)
+    return sum(value * weight for value, weight in found) / total if total else None
+
+
+def show_callers(found: Sequence[Mapping[str, Any]]) -> None:
+    """Who may call, one line a key."""
+    table = _table("Callers", "caller", "key", "made", "expires")
+    for key in found:
+        table.add_row(key["caller"], key["key"], key["created_at"][:19], (key["expires_at"] or "never")[:19])
+    out.print(table if found else "Nobody holds a key.")
 
 
 def show_error(message: str) -> None:

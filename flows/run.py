@@ -12,7 +12,6 @@ import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -20,6 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from deployments.errors import BadInputError, ContenderError
+from flows.options import EnvOption, JsonOption, ModelOption
+from flows.serving_commands import serving_app
+from flows.session import session
 from flows.settings import settle
 
 if TYPE_CHECKING:
@@ -40,15 +42,10 @@ app = typer.Typer(
 )
 spec_app = typer.Typer(help="Check, describe and draft model specs.", no_args_is_help=True)
 audit_app = typer.Typer(help="Read and verify the ledger and the evidence bundles.", no_args_is_help=True)
+app.add_typer(serving_app)
 app.add_typer(spec_app, name="spec")
 app.add_typer(audit_app, name="audit")
 
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="A shipped model, or the path of a model.yaml.")
-]
-EnvOption = Annotated[
-    str, typer.Option("--env", "-e", help="The environment: dev, test, prod, or a YAML file.")
-]
 SourceOption = Annotated[
     str | None,
     typer.Option("--source", help="Read this file instead of the spec's source: PATH or TABLE=PATH."),
@@ -57,20 +54,6 @@ AsOfOption = Annotated[
     datetime | None,
     typer.Option("--as-of", help="Look from this moment (UTC).", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")
-]
-
-
-@dataclass
-class _Session:
-    """How this invocation shows itself."""
-
-    verbose: bool = False
-    as_json: bool = False
-
-
-_session = _Session()
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +63,7 @@ def main_options(
     as_json: JsonOption = False,
 ) -> None:
     """Champion/challenger delivery for machine-learning models."""
-    _session.verbose, _session.as_json = verbose, as_json
+    session.verbose, session.as_json = verbose, as_json
     settle(verbose)
     if context.invoked_subcommand is None:
         run("churn", "dev", None, as_json)
@@ -97,7 +80,7 @@ def run(
     from flows import console
 
     outcome = _watched(as_json, "lifecycle", model, env, source)
-    if _session.as_json:
+    if session.as_json:
         _print_json(outcome)
         return
     console.show_training(outcome.trained)
@@ -119,7 +102,7 @@ def train(
     from flows import console
 
     outcome = _watched(as_json, "train", model, env, source, as_of, force)
-    if _session.as_json:
+    if session.as_json:
         _print_json(outcome)
         return
     console.show_training(outcome)
@@ -141,7 +124,7 @@ def promote(
     from flows import console
 
     promoted = _watched(as_json, "promote", model, env, version)
-    if _session.as_json:
+    if session.as_json:
         _print_json(promoted)
     else:
         console.show_version(promoted)
@@ -165,7 +148,7 @@ def score(
     from flows import console
 
     outcome = _watched(as_json, "score", model, env, input, output, as_of)
-    if _session.as_json:
+    if session.as_json:
         _print_json(outcome)
     else:
         console.show_scores(outcome)
@@ -180,13 +163,13 @@ def spec_check(
     """Check a model spec: keys, references, contract rules, query and estimators."""
     from flows import console
 
-    _session.as_json |= as_json
+    session.as_json |= as_json
     from flows.prepare import prepare
     from tasks.check import check_spec
 
     loaded, platform = prepare(str(file), env)
     found = check_spec(loaded, platform)
-    if _session.as_json:
+    if session.as_json:
         print(json.dumps({"model": loaded.name, "file": str(loaded.path), "checked": found}))
         return
     console.out.print(f"[bold green]ok[/] {loaded.path}: {loaded.name}", soft_wrap=True)
@@ -235,14 +218,14 @@ def audit_verify(env: EnvOption = "dev", as_json: JsonOption = False) -> None:
     from tasks.evidence import bundles, verify_bundle
     from tasks.register import ledger_of
 
-    _session.as_json |= as_json
+    session.as_json |= as_json
     platform = _platform(env)
     verification = ledger_of(platform).verify()
     problems = [f"ledger: {problem}" for problem in verification.problems]
     folders = bundles(platform)
     for folder in folders:
         problems += [f"{folder}: {problem}" for problem in verify_bundle(platform, folder)]
-    if _session.as_json:
+    if session.as_json:
         print(json.dumps({"entries": verification.entries, "bundles": len(folders), "problems": problems}))
     else:
         for problem in problems:
@@ -265,9 +248,9 @@ def audit_show(
     from flows import console
     from tasks.register import ledger_of
 
-    _session.as_json |= as_json
+    session.as_json |= as_json
     entries = list(ledger_of(_platform(env)).entries(model))
-    if _session.as_json:
+    if session.as_json:
         print(json.dumps([entry.model_dump(mode="json") for entry in entries]))
     elif entries:
         console.show_ledger(entries)
@@ -291,8 +274,8 @@ def _watched(as_json: bool, name: str, model: str, env: str, *arguments: Any) ->
         importlib.import_module(f"flows.{name}")
         importlib.import_module("flows.prepare").opened(model, env)
 
-    _session.as_json |= as_json
-    with nullcontext() if _session.verbose else console.stages_shown(), served(opened):
+    session.as_json |= as_json
+    with nullcontext() if session.verbose else console.stages_shown(), served(opened):
         return getattr(importlib.import_module(f"flows.{name}"), name)(model, env, *arguments)
 
 
@@ -328,7 +311,7 @@ def _refused(error: ContenderError) -> int:
     from flows import console
 
     outcome = getattr(error, "outcome", None)
-    if _session.as_json:
+    if session.as_json:
         if outcome is not None:
             _print_json(outcome)
         else:
@@ -356,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.show_error("interrupted; run the same command again to carry on")
         return 130
     except Exception as error:  # noqa: BLE001 - the last stop: whatever broke, say it and end with 1
-        if _session.verbose:
+        if session.verbose:
             traceback.print_exc()
         said = str(error).strip().splitlines() or [""]
         console.show_error(f"{type(error).__name__}: {said[0]} (run with --verbose for the traceback)")

@@ -74,13 +74,24 @@ class OwnServer:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/api"
         self._log = home / "server.log"
-        command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+        # Tethered: a run that is killed cannot end it.
+        command = [
+            sys.executable,
+            "-m",
+            "serving.tether",
+            "--",
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "prefect.server.api.server:create_app",
+        ]
         command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
         # As Prefect marks the temporary servers that it starts itself: no scheduler, no UI.
         marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                command, env={**os.environ, **marks}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, env={**os.environ, **marks}, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
         # Prefect's own exit handlers send what is left to send; they are registered later, and so run before this.
         atexit.register(self.stop)
@@ -104,7 +115,7 @@ class OwnServer:
         """End it."""
         self._process.terminate()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

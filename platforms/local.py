@@ -4,14 +4,17 @@ import getpass
 import os
 import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from deployments.environment import Environment, home
 from deployments.errors import BadInputError
 from deployments.personal_data import personal_data_key
+from platforms.data_plane import LocalDataPlane
 from platforms.lock import held
 from platforms.platform import MlflowAddresses
 from platforms.tables import DeltaTables
@@ -51,6 +54,27 @@ class LocalPlatform:
     def table(self, layer: str, model: str, name: str) -> str:
         """A folder `layer/model/name`."""
         return f"{layer}/{model}/{name}"
+
+    def endpoint(self, model: str) -> str:
+        """The model's own name: every environment has a gateway, and so an address, of its own."""
+        return model
+
+    @property
+    def endpoints(self) -> Any:
+        """Our plugin's client, over this data root."""
+        from mlflow.deployments import get_deploy_client
+
+        return get_deploy_client(f"contender:{self._made(self.root)}")
+
+    def wait_for_endpoint(self, name: str, timeout_seconds: float = 180) -> Mapping[str, Any]:
+        """Asks until it is so."""
+        found: Mapping[str, Any] = self.endpoints.wait(name, timeout_seconds)
+        return found
+
+    @property
+    def data_plane(self) -> LocalDataPlane:
+        """A supervisor of this data root."""
+        return LocalDataPlane(self.root, self.environment, self.mlflow)
 
     def identity(self) -> str:
         """The git user's address, or the login name and host."""

@@ -1,10 +1,11 @@
 """What flows and tasks ask of the place they run in, and nothing more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -48,6 +49,68 @@ class Tables(Protocol):
         ...
 
 
+class Endpoints(Protocol):
+    """Served versions and their traffic, in Databricks' shape: the methods of its `mlflow.deployments` client."""
+
+    def create_endpoint(self, name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Serve versions under a new name."""
+        ...
+
+    def update_endpoint_config(self, endpoint: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Serve others, or in other shares."""
+        ...
+
+    def get_endpoint(self, endpoint: str) -> Mapping[str, Any]:
+        """What an endpoint should be, and whether it is."""
+        ...
+
+    def list_endpoints(self) -> Sequence[Mapping[str, Any]]:
+        """All of them."""
+        ...
+
+    def delete_endpoint(self, endpoint: str) -> None:
+        """Serve it no more."""
+        ...
+
+    def predict(
+        self, deployment_name: str | None = ..., inputs: Any = ..., endpoint: str | None = ...
+    ) -> Any:
+        """Ask an endpoint."""
+        ...
+
+
+class DataPlane(Protocol):
+    """What serves endpoints, where a platform leaves it to us to run it."""
+
+    def up(self) -> Mapping[str, Any]:
+        """Start it unless it runs; what it says of itself, and whether it was `started_now`."""
+        ...
+
+    def down(self) -> bool:
+        """Drain and end it; False where it did not run."""
+        ...
+
+    def status(self) -> Mapping[str, Any] | None:
+        """What it says of itself; None where it does not run."""
+        ...
+
+    def callers(self) -> Sequence[Mapping[str, Any]]:
+        """Who may call, one entry a key."""
+        ...
+
+    def add_caller(self, name: str, expires: datetime | None = None) -> str:
+        """A new key for a caller; nobody can be told it again."""
+        ...
+
+    def revoke_caller(self, name: str, key: str | None = None) -> Sequence[Mapping[str, Any]]:
+        """End one key of a caller, or all; those that were ended."""
+        ...
+
+    def logs(self) -> Path:
+        """The folder of its text logs."""
+        ...
+
+
 class Platform(Protocol):
     """A place to run: names, tables, MLflow, identity, secrets and folders for files.
 
@@ -80,6 +143,28 @@ class Platform(Protocol):
 
     def table(self, layer: str, model: str, name: str) -> str:
         """The name of a table; layers are bronze, silver, quarantine, gold and scores."""
+        ...
+
+    def endpoint(self, model: str) -> str:
+        """The name of a model's endpoint."""
+        ...
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """The endpoints of this environment."""
+        ...
+
+    def wait_for_endpoint(self, name: str, timeout_seconds: float = ...) -> Mapping[str, Any]:
+        """The endpoint once its newest config is in effect; elsewhere than here this takes minutes.
+
+        Raises:
+            BadInputError: the update failed or took too long; says why.
+        """
+        ...
+
+    @property
+    def data_plane(self) -> DataPlane:
+        """What serves the endpoints."""
         ...
 
     def identity(self) -> str:

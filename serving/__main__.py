@@ -1,16 +1,23 @@
-"""`python -m serving up FILE | down ROOT | status ROOT`: the data plane, for programs; each prints one JSON line.
+"""The data plane, for programs: `python -m serving` with up, down, status or callers; each prints one JSON line.
 
 Exit codes are the command line's own: 0, 1 for what broke, 2 for bad input; errors are a sentence on standard error.
 """
 
 import json
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from deployments.errors import BadInputError, ContenderError
-from serving import control
+from serving import control, keys
+from serving.folders import Folders
 from serving.supervisor import Instructions
+
+USAGE = (
+    "usage: python -m serving up FILE | down ROOT | status ROOT | "
+    "callers ROOT [add NAME [EXPIRES] | revoke NAME [KEY]]"
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -31,8 +38,20 @@ def _answer(arguments: list[str]) -> Any:
             return control.down(Path(root))
         case ["status", root]:
             return control.status(Path(root))
+        case ["callers", root]:
+            return [_shown(key) for key in keys.listed(Folders(Path(root)).keys)]
+        case ["callers", root, "add", caller, *until]:
+            expires = datetime.fromisoformat(until[0]) if until else None
+            return keys.new_key(Folders(Path(root)).keys, caller, expires)
+        case ["callers", root, "revoke", caller, *name]:
+            ended = keys.revoke(Folders(Path(root)).keys, caller, name[0] if name else None)
+            return [_shown(key) for key in ended]
         case _:
-            raise BadInputError("usage: python -m serving up FILE | down ROOT | status ROOT")
+            raise BadInputError(USAGE)
+
+
+def _shown(key: keys.Key) -> dict[str, Any]:
+    return {"key": key.name} | key.model_dump(mode="json", exclude={"digest"})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,75 @@
+"""Serve: the champion behind its endpoint."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deployments.declared import Declared
+from platforms.platform import Platform
+from tasks.champion import CHAMPION, ChampionRef, standing_champion
+from tasks.score import require_champion
+from tasks.tracking import TAG, Tracking
+
+
+class Served(Declared):
+    """An endpoint and the version that it was told to serve; `changed` where it was told something new."""
+
+    endpoint: str
+    name: str
+    version: str
+    changed: bool
+
+
+def serve_champion(platform: Platform, model: str) -> Served:
+    """Have the champion answer everything at the model's endpoint, which is made when it is missing.
+
+    Raises:
+        BadInputError: there is no champion.
+    """
+    champion = require_champion(platform, model, standing_champion(platform, model))
+    endpoint, endpoints = platform.endpoint(model), platform.endpoints
+    standing = next((found for found in endpoints.list_endpoints() if found["name"] == endpoint), None)
+    if standing is None:
+        endpoints.create_endpoint(endpoint, {"served_entities": [_entity(champion)]})
+        return _served(endpoint, champion, changed=True)
+    if _serves(standing, champion):
+        return _served(endpoint, champion, changed=False)
+    workload = {item["name"]: item["workload_size"] for item in standing["config"]["served_entities"]}
+    entity = _entity(champion) | ({"workload_size": workload[CHAMPION]} if CHAMPION in workload else {})
+    route = {"served_entity_name": CHAMPION, "traffic_percentage": 100}
+    endpoints.update_endpoint_config(
+        endpoint, {"served_entities": [entity], "traffic_config": {"routes": [route]}}
+    )
+    return _served(endpoint, champion, changed=True)
+
+
+def unserved_champions(platform: Platform) -> Iterator[str]:
+    """Models of this environment that have a champion and no endpoint."""
+    served = {found["name"] for found in platform.endpoints.list_endpoints()}
+    for registered in Tracking(platform).client.search_registered_models():
+        number = dict(registered.aliases).get(CHAMPION)
+        if number is None:
+            continue
+        version = Tracking(platform).client.get_model_version(registered.name, str(number))
+        model = version.tags.get(f"{TAG}model")
+        if (
+            model
+            and platform.registered_model(model) == registered.name
+            and platform.endpoint(model) not in served
+        ):
+            yield model
+
+
+def _entity(champion: ChampionRef) -> dict[str, Any]:
+    return {"name": CHAMPION, "entity_name": champion.name, "entity_version": champion.version}
+
+
+def _served(endpoint: str, champion: ChampionRef, *, changed: bool) -> Served:
+    return Served(endpoint=endpoint, name=champion.name, version=champion.version, changed=changed)
+
+
+def _serves(standing: Mapping[str, Any], champion: ChampionRef) -> bool:
+    entities = [
+        (item["name"], item["entity_name"], item["entity_version"])
+        for item in standing["config"]["served_entities"]
+    ]
+    return entities == [(CHAMPION, champion.name, champion.version)]
