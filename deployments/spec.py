@@ -1,13 +1,14 @@
 """The model spec: everything the line needs to know about one model, read from one YAML file."""
 
 import difflib
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deployments.contract import ColumnType, Scalar, TableContract
+from deployments.contract import ColumnContract, ColumnType, Scalar, TableContract
 from deployments.declared import Declared
 from deployments.documents import load_document
 from deployments.errors import BadInputError
@@ -50,6 +51,16 @@ class Governance(Declared):
     risk_note: str = ""
 
 
+class ServingSpec(Declared):
+    """What an endpoint answers where it looks features up by key, and does not know the key.
+
+    With `default`, each feature is as `defaults` says, or null where it may be.
+    """
+
+    unknown_key: Literal["refuse", "default"] = "refuse"
+    defaults: dict[str, Scalar] = {}
+
+
 class ModelSpec(Declared):
     """One model: its data, what that must be, features, split, candidates, evaluation, gates and governance.
 
@@ -70,6 +81,7 @@ class ModelSpec(Declared):
     training: Training
     evaluation: EvaluationPlan
     gates: tuple[Gate, ...] = Field(min_length=1)
+    serving: ServingSpec = ServingSpec()
 
     @cached_property
     def feature_contract(self) -> TableContract:
@@ -238,6 +250,32 @@ class ModelSpec(Declared):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _unknown_keys_have_features(self) -> Self:
+        serving, columns = self.serving, self.feature_contract.columns
+        if serving.unknown_key == "refuse":
+            if serving.defaults:
+                raise DeclarationError(
+                    ("serving", "defaults"), "unknown keys are refused, so nothing would use these"
+                )
+            return self
+        for name, value in serving.defaults.items():
+            path = ("serving", "defaults", name)
+            _must_show(self.feature_contract, name, path)
+            if name not in self.features.columns:
+                raise DeclarationError(path, f"{name!r} is no feature, and the model would not see it")
+            _must_hold(columns[name], value, path)
+        missing = [
+            name
+            for name in self.features.columns
+            if name not in serving.defaults and not columns[name].nullable
+        ]
+        if missing:
+            raise DeclarationError(
+                ("serving", "defaults"), f"nothing is said for {', '.join(missing)}, which may not be null"
+            )
+        return self
+
 
 def _must_have(table: TableContract, column: str, path: tuple[str | int, ...]) -> None:
     if column not in table.columns:
@@ -257,6 +295,33 @@ def _must_show(table: TableContract, column: str, path: tuple[str | int, ...]) -
         raise DeclarationError(
             path, f"{column!r} is personal data (pii), and its values would be shown in reports"
         )
+
+
+def _must_hold(column: ColumnContract, value: Scalar, path: tuple[str | int, ...]) -> None:
+    """The value must be one that the column's contract allows, as far as one value tells."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        ColumnType.STRING: isinstance(value, str),
+        ColumnType.INTEGER: isinstance(value, int) and not isinstance(value, bool),
+        ColumnType.NUMBER: number,
+        ColumnType.BOOLEAN: isinstance(value, bool),
+        ColumnType.TIMESTAMP: _is_moment(value),
+        ColumnType.DATE: _is_moment(value),
+    }
+    if not fits[column.type]:
+        raise DeclarationError(path, f"{value!r} is no {column.type}, as the contract wants it")
+    if column.values is not None and value not in column.values:
+        raise DeclarationError(path, f"{value!r} is not among the values {list(column.values)}")
+    for bound, beyond in ((column.min, float.__lt__), (column.max, float.__gt__)):
+        if number and isinstance(bound, int | float) and beyond(float(value), float(bound)):
+            raise DeclarationError(path, f"{value!r} is beyond {bound:g}, where the contract ends")
+
+
+def _is_moment(value: Scalar) -> bool:
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value) is not None
+    except ValueError:
+        return False
 
 
 def _must_measure(metric: str, kind: TaskKind, path: tuple[str | int, ...]) -> None:

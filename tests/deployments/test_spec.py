@@ -377,6 +377,73 @@ def test_a_spec_is_the_same_after_a_round_through_json() -> None:
     assert ModelSpec.model_validate_json(one.model_dump_json()) == one
 
 
+# Unknown keys -----------------------------------------------------------------------------------------------
+
+DEFAULTS = "serving: {unknown_key: default, defaults: {%s}}\n"
+ALL_DEFAULTS = {"tenure": "3", "plan": "basic", "trial": "false", "seen_at": "2025-01-01"}
+
+
+def with_defaults(**changes: str | None) -> str:
+    given = {name: value for name, value in (ALL_DEFAULTS | changes).items() if value is not None}
+    return ALONE + DEFAULTS % ", ".join(f"{name}: {value}" for name, value in given.items())
+
+
+def test_defaults_for_unknown_keys_are_read_as_they_are_written() -> None:
+    serving = parse_document(with_defaults(), ModelSpec, "model.yaml").serving
+
+    assert serving.unknown_key == "default"
+    assert serving.defaults == {"tenure": 3, "plan": "basic", "trial": False, "seen_at": "2025-01-01"}
+
+
+def test_a_default_may_be_left_out_where_a_feature_may_be_null() -> None:
+    text = with_defaults(trial=None).replace(
+        "trial: {type: boolean}", "trial: {type: boolean, nullable: true}"
+    )
+
+    assert "trial" not in parse_document(text, ModelSpec, "model.yaml").serving.defaults
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "sentence"),
+    [
+        ({"tenure": None}, "serving.defaults", "nothing is said for tenure, which may not be null"),
+        ({"tenur": "3"}, "serving.defaults.tenur", "did you mean 'tenure'?"),
+        ({"customer": "C1"}, "serving.defaults.customer", "is no feature, and the model would not see it"),
+        ({"email": "x"}, "serving.defaults.email", "dropped at ingest (pii: drop)"),
+        ({"tenure": "3.5"}, "serving.defaults.tenure", "3.5 is no integer"),
+        ({"tenure": "true"}, "serving.defaults.tenure", "True is no integer"),
+        ({"tenure": "-1"}, "serving.defaults.tenure", "-1 is beyond 0, where the contract ends"),
+        ({"plan": "other"}, "serving.defaults.plan", "'other' is not among the values ['basic', 'full']"),
+        ({"plan": "1"}, "serving.defaults.plan", "1 is no string"),
+        ({"trial": "1"}, "serving.defaults.trial", "1 is no boolean"),
+        ({"seen_at": "soon"}, "serving.defaults.seen_at", "'soon' is no timestamp"),
+        ({"seen_at": "5"}, "serving.defaults.seen_at", "5 is no timestamp"),
+    ],
+)
+def test_a_default_that_the_model_could_not_be_given_is_refused(
+    change: dict[str, str | None], path: str, sentence: str
+) -> None:
+    problem = refused(with_defaults(**change))
+
+    assert problem.split(": ")[1] == path
+    assert sentence in problem
+
+
+def test_personal_data_has_no_default() -> None:
+    text = with_defaults(plan="basic").replace(
+        "plan: {type: string, values: [basic, full]}", "plan: {type: string, pii: hash}"
+    )
+    text = re.sub("(?m)^.*(slices|fairness).*\n", "", text)
+
+    assert "'plan' is personal data (pii)" in refused(text)
+
+
+def test_defaults_that_nothing_would_use_are_refused() -> None:
+    problem = refused(ALONE + "serving: {defaults: {tenure: 3}}\n")
+
+    assert "serving.defaults: unknown keys are refused, so nothing would use these" in problem
+
+
 # The reference ----------------------------------------------------------------------------------------------
 
 DECLARING = (contract, environment, gates, source, spec, training)
