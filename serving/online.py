@@ -140,7 +140,7 @@ class OnlineFeatures:
         self.as_of = features.as_of
         self.entity = features.entity
         self.columns = features.columns
-        self._folder = folder
+        self._pointer = str(folder / POINTER)
         self._mark = mark
         self._layout = _Layout(features.columns)
         self._default = None if features.default is None else _whole(features.default, features.columns)
@@ -214,7 +214,7 @@ class OnlineFeatures:
     def stale(self) -> bool:
         """Whether another store was published since this one was opened."""
         try:
-            return _mark((self._folder / POINTER).stat()) != self._mark
+            return _mark(os.stat(self._pointer)) != self._mark  # noqa: PTH116 - asked at every request
         except FileNotFoundError:
             return True
 
