@@ -13,10 +13,13 @@ from typing import Any
 
 from deployments.environment import Environment, home
 from deployments.errors import BadInputError
+from deployments.online_features import OnlineFeatureSet, PublishedFeatures
 from deployments.personal_data import personal_data_key
 from platforms.data_plane import LocalDataPlane
 from platforms.lock import held
+from platforms.online_store import publish_online
 from platforms.platform import MlflowAddresses
+from platforms.snapshot import Snapshot
 from platforms.tables import DeltaTables
 
 
@@ -75,6 +78,12 @@ class LocalPlatform:
     def data_plane(self) -> LocalDataPlane:
         """A supervisor of this data root."""
         return LocalDataPlane(self.root, self.environment, self.mlflow)
+
+    def publish_online(
+        self, endpoint: str, snapshot: Snapshot, features: OnlineFeatureSet
+    ) -> PublishedFeatures:
+        """A key-value store under this data root."""
+        return publish_online(self.root, endpoint, snapshot, features)
 
     def identity(self) -> str:
         """The git user's address, or the login name and host."""

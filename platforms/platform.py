@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from deployments.environment import Environment
+from deployments.online_features import OnlineFeatureSet, PublishedFeatures
 from platforms.snapshot import Snapshot
 
 
@@ -165,6 +166,16 @@ class Platform(Protocol):
     @property
     def data_plane(self) -> DataPlane:
         """What serves the endpoints."""
+        ...
+
+    def publish_online(
+        self, endpoint: str, snapshot: Snapshot, features: OnlineFeatureSet
+    ) -> PublishedFeatures:
+        """Make a snapshot's features those that an endpoint looks up by key.
+
+        Raises:
+            BadInputError: a column is missing or not of its kind, or a key stands twice.
+        """
         ...
 
     def identity(self) -> str:
