@@ -89,7 +89,7 @@ def differences(
     if theirs and theirs != ours:
         found.append(f"Python {theirs} (here {ours})")
     for requirement in requirements:
-        here = installed(requirement.name)
+        here = installed(canonicalize_name(requirement.name))
         if here is None:
             found.append(f"{requirement} (not installed here)")
         elif requirement.url is not None or not requirement.specifier.contains(here, prereleases=True):
