@@ -22,7 +22,14 @@ import pyarrow as pa
 
 from deployments.errors import ContenderError
 from serving.folders import Folders
-from serving.prediction_log import CorruptSegmentError, Segment, SegmentHeader, read_segment, segment_files
+from serving.prediction_log import (
+    CorruptSegmentError,
+    Segment,
+    SegmentHeader,
+    UnknownFormatError,
+    read_segment,
+    segment_files,
+)
 
 _CHUNK_ROWS = 100_000
 _CHUNK_BYTES = 16 << 20
@@ -106,7 +113,7 @@ def fold(root: Path, endpoint: str) -> FoldResult:
     Raises:
         ContenderError: the table is not one that a fold made.
     """
-    folders = Folders(root)
+    folders = Folders(root.absolute())
     folder = folders.log(endpoint)
     with _alone(folder / "fold.lock"):
         _sweep(folder)
@@ -131,7 +138,7 @@ def joined(root: Path, endpoint: str, *, champion: str = "champion", since: date
     """
     import duckdb
 
-    rows = _PredictionTable(Folders(root).predictions(endpoint)).dataset()
+    rows = _PredictionTable(Folders(root.absolute()).predictions(endpoint)).dataset()
     arms = {
         "champion": "NOT shadow AND served_entity_name = $champion",
         "challenger": "NOT shadow AND served_entity_name <> $champion",
@@ -287,6 +294,9 @@ class _Folding:
         except CorruptSegmentError as error:
             self.corrupt.append(str(error))
             _set_aside(path)
+            return
+        except UnknownFormatError as error:
+            self.corrupt.append(str(error))
             return
         with segment:
             self.segments += 1

@@ -456,6 +456,7 @@ class Segment:
 
     Raises:
         CorruptSegmentError: its header cannot be read.
+        UnknownFormatError: it is of another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -518,7 +519,7 @@ class Segment:
         except ValidationError:
             raise CorruptSegmentError(f"{self.path}: the header of this segment says too little") from None
         if header.format != FORMAT:
-            raise CorruptSegmentError(
+            raise UnknownFormatError(
                 f"{self.path}: this segment has format {header.format}, and only {FORMAT} is known here"
             )
         return header, _FRAME.size + len(payload)
@@ -567,10 +568,15 @@ class CorruptSegmentError(ContenderError):
     """A segment of which nothing can be read, as its header cannot."""
 
 
+class UnknownFormatError(ContenderError):
+    """A segment that another release of this code wrote."""
+
+
 def read_segment(path: Path) -> Segment:
     """Open a segment to read its records.
 
     Raises:
         CorruptSegmentError: its header cannot be read.
+        UnknownFormatError: it is of another format.
     """
     return Segment(path)

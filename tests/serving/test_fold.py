@@ -532,6 +532,19 @@ def test_a_segment_without_a_header_is_reported_and_set_aside(opened, tmp_path):
     assert broken.with_suffix(".damaged").exists()
 
 
+def test_a_segment_of_another_release_is_reported_and_left_where_it_is(opened, tmp_path, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr("serving.prediction_log.FORMAT", 2)
+        written(opened, 2)
+    (path,) = segments(tmp_path)
+
+    result = fold(tmp_path, "churn")
+
+    assert result.rows == 0
+    assert result.corrupt == (f"{path}: this segment has format 2, and only 1 is known here",)
+    assert segments(tmp_path) == [path]
+
+
 def test_what_a_process_left_before_its_segment_had_a_name_is_swept_up_in_time(opened, tmp_path):
     folder = Folders(tmp_path).log("churn")
     for name, age in (("old.partial", 7200), ("new.partial", 0)):

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deployments.environment import PredictionLogConfig
 from deployments.errors import BadInputError
@@ -377,6 +379,34 @@ def test_reading_goes_on_from_where_it_ended(finished):
 
     with read_segment(path) as segment:
         assert [found["id"] for _, found in segment.records(ends[2])] == ["r3", "r4"]
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(data=st.data())
+def test_whatever_is_damaged_every_other_record_is_read_and_none_is_made_up(finished, data):
+    path, ends = finished
+    whole = path.read_bytes()
+    with read_segment(path) as segment:
+        begins = [segment.start, *ends[:-1]]
+    at = data.draw(st.integers(begins[0], len(whole) - 1))
+    with_bytes = data.draw(st.binary(min_size=1, max_size=300))
+    damaged = (whole[:at] + with_bytes + whole[at + len(with_bytes) :])[: len(whole)]
+    path.write_bytes(damaged)
+
+    found, _ = ids_and_damage(path)
+    path.write_bytes(whole)
+
+    untouched = [
+        f"r{place}"
+        for place, (begin, end) in enumerate(zip(begins, ends, strict=True))
+        if damaged[begin:end] == whole[begin:end]
+    ]
+    assert found == untouched
 
 
 @pytest.mark.parametrize("content", [b"", b"\xffCPL", b"nothing of the kind" * 9])
