@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -213,17 +213,11 @@ def _as_utc(moment: datetime) -> datetime:
 
 
 def stored(value: Any, kind: str) -> Any:
-    """A stored feature as the type that the model was trained with: categories are text there, numbers doubles."""
-    if value is None:
-        return None
-    if isinstance(value, np.generic):
-        value = value.item()
-    if kind == "string" and type(value) is not str:
-        return str(value).lower() if type(value) is bool else str(value)
+    """A stored feature in the type that the model was trained with: categories are text, some booleans numbers."""
+    if kind == "string" and type(value) in {int, bool}:
+        return str(value).lower()
     if kind in {"float", "double"} and type(value) is bool:
         return float(value)
-    if kind == "datetime" and type(value) is date:
-        return datetime(value.year, value.month, value.day)  # noqa: DTZ001 - naive UTC, as in training
     return value
 
 
