@@ -159,7 +159,7 @@ def evaluate_challenger(
     with stage("draw the plots"):
         for name, figure in evaluation_plots(loaded.spec, held.truth, held.said, evaluation).items():
             tracking.client.log_figure(run.run_id, figure, f"plots/{name}.png")
-    _keep_sample(loaded.spec, tracking, run, held.inputs)
+    keep_sample(loaded.spec, tracking, run.run_id, held.inputs)
     found = evaluation.metrics.items()
     tracking.log(
         run.run_id,
@@ -175,7 +175,7 @@ HOLDOUT_SAMPLE = "holdout_sample.parquet"
 _SAMPLE_ROWS = 500
 
 
-def _keep_sample(spec: ModelSpec, tracking: Tracking, run: TrainingRun, inputs: pd.DataFrame) -> None:
+def keep_sample(spec: ModelSpec, tracking: Tracking, run: str, inputs: pd.DataFrame) -> None:
     """Some inputs of the holdout, spread over it, for serving to compare engines by; no personal data, no truth."""
     columns = spec.feature_contract.columns
     shown = [name for name in inputs.columns if columns[name].pii is None]
@@ -183,7 +183,7 @@ def _keep_sample(spec: ModelSpec, tracking: Tracking, run: TrainingRun, inputs: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / HOLDOUT_SAMPLE
         inputs[shown].iloc[places].to_parquet(path, index=False)
-        tracking.client.log_artifact(run.run_id, str(path))
+        tracking.client.log_artifact(run, str(path))
 
 
 def _measure(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -17,7 +18,7 @@ from deployments.gates import ChampionGate, MetricGate
 from deployments.model_file import SKOPS_FILE, UntrustedModelError
 from platforms.tables import DeltaTables
 from tasks.champion import TRAINING_ROWS, ChampionMissing, NoChampionYet, load_version, write_training_rows
-from tasks.evaluate import Evaluation, calibration
+from tasks.evaluate import HOLDOUT_SAMPLE, Evaluation, calibration, keep_sample
 from tasks.frame import model_inputs, target_values
 from tasks.gate import judge
 from tasks.metrics import Bootstrap, Outputs, measure, outputs_of
@@ -201,11 +202,39 @@ def test_an_evaluation_killed_after_any_write_is_recorded_once(make_line, killed
     found, killed = killed_after_every_write(lambda: line.evaluate(run, trained))
 
     client = Tracking(line.platform).client
-    assert set(killed) == {"log_figure", "log_batch", "log_text"}
+    assert set(killed) == {"log_figure", "log_artifact", "log_batch", "log_text"}
     assert line.evaluate(run, trained) == found
     assert len(client.get_metric_history(run.run_id, "holdout_rmse")) == 1
     drawn = {Path(item.path).stem for item in client.list_artifacts(run.run_id, "plots")}
     assert drawn == {"importance", "slices", "residuals"}
+
+
+def test_a_sample_of_the_holdouts_inputs_is_kept_and_no_truth(binary_line, tmp_path):
+    client, spec = Tracking(binary_line.line.platform).client, binary_line.line.loaded.spec
+
+    kept = pd.read_parquet(client.download_artifacts(binary_line.run.run_id, HOLDOUT_SAMPLE, str(tmp_path)))
+
+    held = binary_line.line.platform.tables.read(binary_line.line.parts.holdout.snapshot)
+    assert list(kept.columns) == list(spec.features.columns)
+    pd.testing.assert_frame_equal(kept, model_inputs(held, spec), check_dtype=False)
+
+
+def test_a_sample_of_the_holdout_leaves_personal_data_out_and_is_bounded(make_spec, tracked, tmp_path):
+    loaded, tracking = make_spec(), Tracking(tracked)
+    table = loaded.spec.feature_contract
+    hashed = table.columns["shape"].model_copy(update={"pii": "hash"})
+    personal = table.model_copy(update={"columns": table.columns | {"shape": hashed}})
+    fields = {name: getattr(loaded.spec, name) for name in type(loaded.spec).model_fields}
+    spec = type(loaded.spec).model_construct(**(fields | {"contract": {"fruit": personal}}))
+    many = pd.DataFrame({"weight": np.arange(20_000.0), "shape": "round"})
+    run = tracking.create_run(tracking.experiment(loaded.name), "a run", {})
+
+    keep_sample(spec, tracking, run, many)
+
+    kept = pd.read_parquet(tracking.client.download_artifacts(run, HOLDOUT_SAMPLE, str(tmp_path)))
+    assert list(kept.columns) == ["weight"]
+    assert len(kept) == 500
+    assert (kept["weight"].min(), kept["weight"].max()) == (0, 19_999)
 
 
 def test_a_challenger_whose_file_has_changed_is_not_evaluated(make_line, only_numbers):
