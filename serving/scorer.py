@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deployments.environment import RequestLimits, Serving
@@ -35,7 +35,7 @@ _HARD_END_SECONDS = 5.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to end; the exit code is 0 then, and otherwise a sentence says why."""
     given = _parser().parse_args(arguments)
-    ending = _Ending()
+    ending = Ending()
     if given.tether:
         threading.Thread(target=ending.watch, name="tether", daemon=True).start()
     for name in _ONE_THREAD:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()
     ending.seconds = settings.limits.drain_seconds
     try:
-        _serve(scorer, listener, settings.limits, ending)
+        serve(scorer, listener, settings.limits, ending)
     finally:
         scorer.close()
     return 0
@@ -140,7 +140,37 @@ def _listener(given: argparse.Namespace) -> socket.socket:
     return listener
 
 
-class _Ending:
+class _OneWrite:
+    """A transport that joins the head and the body of an answer: written one by one, each is a system call."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Hold the first part until a second follows, or until this turn of the loop ends."""
+        if self._held is None:
+            self._held = data
+            self._loop.call_soon(self._flush)
+        else:
+            held, self._held = self._held, None
+            self._transport.write(held + data)
+
+    def close(self) -> None:
+        """Close once everything is written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)
+
+
+class Ending:
     """How a scorer is told to end: by a signal, or by the end of its standard input."""
 
     def __init__(self) -> None:
@@ -163,8 +193,10 @@ class _Ending:
         self.serving()
 
 
-def _serve(scorer: "Scorer", listener: socket.socket, limits: "RequestLimits", ending: _Ending) -> None:
+def serve(scorer: "Scorer", listener: socket.socket, limits: "RequestLimits", ending: Ending) -> None:
+    """Answer on a listening socket until `ending` says that it is enough; on uvloop and httptools where they are."""
     import uvicorn
+    from uvicorn.importer import import_from_string
 
     class Server(uvicorn.Server):
         """One that leaves signals to us: they end it as an ordinary end, with the exit code 0."""
@@ -172,9 +204,18 @@ def _serve(scorer: "Scorer", listener: socket.socket, limits: "RequestLimits", e
         def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
             return nullcontext()
 
+    name = "httptools_impl:HttpToolsProtocol" if find_spec("httptools") else "h11_impl:H11Protocol"
+    protocol: Any = import_from_string(f"uvicorn.protocols.http.{name}")
+
+    class OneWriteProtocol(protocol):  # type: ignore[misc]
+        """HTTP/1.1 with one system call an answer."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(_OneWrite(transport, self.loop))
+
     config = uvicorn.Config(
         scorer,  # type: ignore[arg-type]
-        http="httptools" if find_spec("httptools") else "h11",
+        http=OneWriteProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -22,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.environment import PredictionLogConfig, RequestLimits, Serving
 from deployments.model_file import SKOPS_FILE, canonicalise, file_digest
+from serving import scorer
 from serving.application import NotReadyError, Scorer
 from serving.engine import Answers, UnansweredError
 from serving.folders import Folders
@@ -681,6 +683,29 @@ def test_a_process_serves_and_ends_in_order_when_told_or_left(start, tmp_path, h
     assert one.said() == ""
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_answers_are_the_same_with_and_without_the_fast_parser(run, monkeypatch, fast) -> None:
+    one = run()
+    ending = types.SimpleNamespace(serving=None)
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    monkeypatch.setattr("serving.scorer.find_spec", lambda _name: fast or None)
+
+    serving = threading.Thread(target=scorer.serve, args=(one.scorer, listening, RequestLimits(), ending))
+    serving.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        answers = [client.post("/invocations", json=body(2.0)) for _ in range(3)]
+        pieces = client.post("/invocations", content=iter([b'{"inputs": ', b'{"x": [2.0]}}']))
+        health = client.get("/health")
+        ending.serving()
+    serving.join(10)
+
+    assert not serving.is_alive()
+    for answer in [*answers, pieces]:
+        assert answer.json() == {"predictions": ["yes"], "scores": [0.02]}
+    assert health.json()["requests"] == 4
+
+
 @pytest.mark.slow
 def test_a_killed_process_has_logged_all_it_answered(start, tmp_path) -> None:
     one = start()
@@ -740,7 +765,7 @@ def test_one_thread_serves_numerical_libraries_and_neither_mlflow_nor_prefect_is
 ) -> None:
     watched = (
         "import os, sys, threading, serving.scorer as s\n"
-        "s._serve = lambda *_: None\n"
+        "s.serve = lambda *_: None\n"
         f"code = s.main(['--model', {str(folder)!r}, '--endpoint', 'churn', '--entity', 'champion',"
         f" '--root', {str(tmp_path / 'root')!r}, '--port', '0'])\n"
         "print(code, os.environ['OMP_NUM_THREADS'], sorted({'mlflow', 'prefect', 'pyarrow', 'deltalake'}"
