@@ -503,7 +503,7 @@ def _local_replies(limits: RequestLimits) -> Document:
 _CODES = {
     400: "BAD_REQUEST",
     401: "UNAUTHENTICATED",
-    404: "ENDPOINT_NOT_FOUND",
+    404: "RESOURCE_DOES_NOT_EXIST",
     408: "REQUEST_TIMEOUT",
     413: "REQUEST_TOO_LARGE",
     429: "REQUEST_LIMIT_EXCEEDED",

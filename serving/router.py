@@ -183,7 +183,7 @@ class Router:
             message = (
                 f"There is nothing at this path; endpoints are /serving-endpoints/NAME/invocations ({known})."
             )
-            raise RefusedError(404, "ENDPOINT_NOT_FOUND", message)
+            raise RefusedError(404, "RESOURCE_DOES_NOT_EXIST", message)
         return split, f"/{parts[3]}"
 
     async def _asked(

@@ -256,7 +256,7 @@ def test_an_unknown_path_is_404_in_json_and_names_the_endpoints(begin):
     for path in ("/serving-endpoints/other/invocations", "/nothing", "/serving-endpoints/churn"):
         answer = running.ask(path=path)
         assert answer.status == 404
-        assert answer.json["error_code"] == "ENDPOINT_NOT_FOUND"
+        assert answer.json["error_code"] == "RESOURCE_DOES_NOT_EXIST"
         assert "churn" in answer.json["message"]
         assert answer.headers["x-request-id"]
 
