@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import BadInputError, ContenderError
-from serving import control, keys
+from serving import control
 from serving.folders import Folders
-from serving.supervisor import Instructions
 
 USAGE = (
     "usage: python -m serving up FILE | down ROOT | status ROOT | "
@@ -33,25 +32,35 @@ def main(arguments: list[str]) -> int:
 def _answer(arguments: list[str]) -> Any:
     match arguments:
         case ["up", file]:
-            return control.up(Instructions.model_validate_json(Path(file).read_bytes()))
+            return control.up(json.loads(Path(file).read_bytes()))
         case ["down", root]:
             return control.down(Path(root))
         case ["status", root]:
             return control.status(Path(root))
-        case ["callers", root]:
-            return [_shown(key) for key in keys.listed(Folders(Path(root)).keys)]
-        case ["callers", root, "add", caller, *until]:
+        case ["callers", root, *rest]:
+            return _callers(Folders(Path(root)).keys, rest)
+        case _:
+            raise BadInputError(USAGE)
+
+
+def _callers(path: Path, arguments: list[str]) -> Any:
+    from serving import keys
+
+    match arguments:
+        case []:
+            return [_shown(key) for key in keys.listed(path)]
+        case ["add", caller, *until]:
             expires = datetime.fromisoformat(until[0]) if until else None
-            return keys.new_key(Folders(Path(root)).keys, caller, expires)
-        case ["callers", root, "revoke", caller, *name]:
-            ended = keys.revoke(Folders(Path(root)).keys, caller, name[0] if name else None)
+            return keys.new_key(path, caller, expires)
+        case ["revoke", caller, *name]:
+            ended = keys.revoke(path, caller, name[0] if name else None)
             return [_shown(key) for key in ended]
         case _:
             raise BadInputError(USAGE)
 
 
-def _shown(key: keys.Key) -> dict[str, Any]:
-    return {"key": key.name} | key.model_dump(mode="json", exclude={"digest"})
+def _shown(key: Any) -> dict[str, Any]:
+    return {"key": key.name, **key.model_dump(mode="json", exclude={"digest"})}
 
 
 if __name__ == "__main__":

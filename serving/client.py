@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from deployments.environment import home, load_environment
 from deployments.errors import BadInputError, ContenderError
 from serving import control
-from serving.desired import EndpointExistsError, EndpointStore, MissingEndpointError, read_json
+from serving.desired import EndpointExistsError, EndpointStore, MissingEndpointError
 from serving.endpoint import Endpoint, EndpointConfig
 from serving.folders import Folders
 
@@ -293,7 +293,7 @@ class ContenderDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]
     def _registry(self) -> Any:
         from mlflow import MlflowClient
 
-        given = read_json(control.instructions_file(self._folders))
+        given = control.read_json(control.instructions_file(self._folders))
         if given is None:
             raise EndpointError("an alias is looked up where `up` was told that models are; run `up` first")
         return MlflowClient(given["tracking_uri"], given["registry_uri"])

@@ -1,20 +1,19 @@
 """Starting, stopping and asking the supervisor of a data root; it outlives whoever started it."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from deployments.errors import BadInputError, ContenderError
-from serving.desired import read_json
 from serving.folders import Folders
-from serving.supervisor import Instructions
 
 START_SECONDS = 30.0
 STOP_SECONDS = 45.0
@@ -44,22 +43,22 @@ def instructions_file(folders: Folders) -> Path:
     return folders.run / "instructions.json"
 
 
-def up(given: Instructions) -> dict[str, Any]:
-    """Start the supervisor unless it runs, and return its status once the gateway answers.
+def up(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Start the supervisor unless it runs, and return its status once the gateway answers; `given` are `Instructions`.
 
     Raises:
         BadInputError: it runs with other settings, or a port is taken.
         DataPlaneError: it did not start.
     """
-    folders = Folders(Path(given.root))
+    folders = Folders(Path(given["root"]))
     written = instructions_file(folders)
     if running(folders) is not None:
-        if Instructions.model_validate_json(written.read_bytes()) != given:
+        if read_json(written) != given:
             raise BadInputError(
-                f"the data plane of {given.root} is up with other settings; run `down` first, then `up`"
+                f"the data plane of {given['root']} is up with other settings; run `down` first, then `up`"
             )
         return {**_when(folders, _answers, START_SECONDS, None), "started_now": False}
-    written.write_text(given.model_dump_json(indent=2), encoding="utf-8")
+    written.write_text(json.dumps(given, indent=2), encoding="utf-8")
     folders.status.unlink(missing_ok=True)
     log = folders.logs / "supervisor.log"
     begun = log.stat().st_size if log.exists() else 0
@@ -114,9 +113,18 @@ def status(root: Path) -> dict[str, Any] | None:
     return read_json(folders.status)
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, or no object in it."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _answers(said: dict[str, Any]) -> bool:
     try:
-        with urlopen(f"{said['gateway']['url']}/ping", timeout=2) as answer:  # noqa: S310 - our own address
+        with urlopen(f"{said['gateway']['url']}/version", timeout=2) as answer:  # noqa: S310 - our own address
             return bool(answer.status == 200)
     except OSError:
         return False

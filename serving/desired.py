@@ -1,12 +1,9 @@
 """Desired states on disk: read by the supervisor, changed by clients; one file an endpoint, each change one rename."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -162,12 +159,3 @@ def problems(error: ValidationError) -> str:
         sentence = problem["msg"].removeprefix("Value error, ")
         said.append(f"{place}: {sentence}" if place else sentence)
     return "; ".join(said)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or no object in it."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -86,7 +86,9 @@ def fetch(
         check_files(standing)
         served = read_served(standing)
         _require_allowed(served.flavor, serving, f"{name} version {version}")
-        return _as_wanted(standing, served, serving)
+        if not _wanted(served, serving):
+            choose_engine(standing, served, serving)
+        return standing
     folder.mkdir(parents=True, exist_ok=True)
     with _staging(folder) as staged:
         registered = _download(name, version, tracking_uri, registry_uri, staged)
@@ -111,6 +113,21 @@ def find(name: str, version: str, folder: Path) -> Path | None:
         if re.fullmatch(re.escape(prefix) + "[0-9a-f]{16}", path.parent.name):
             return path.parent
     return None
+
+
+def ready_folder(name: str, version: str, folder: Path, serving: Serving) -> Path | None:
+    """The folder of a version that was fetched before, where nothing is left to do to it.
+
+    Raises:
+        UntrustedModelError: a file in it was changed.
+    """
+    standing = find(name, version, folder)
+    if standing is None:
+        return None
+    check_files(standing)
+    served = read_served(standing)
+    allowed = served.flavor == "skops" or serving.other_flavors
+    return standing if allowed and _wanted(served, serving) else None
 
 
 def _prefix(name: str, version: str) -> str:
@@ -432,12 +449,10 @@ def _trained_python(model: Path) -> str:
 # Its engine -------------------------------------------------------------------------------------------------
 
 
-def _as_wanted(folder: Path, served: ServedModel, serving: Serving) -> Path:
-    """A standing folder, its engine chosen again where the environment has changed its mind about ONNX."""
+def _wanted(served: ServedModel, serving: Serving) -> bool:
+    """Whether a version's engine is what the environment wants by now."""
     off = served.engine_reason == _SWITCHED_OFF
-    if (served.engine == "onnx" and not serving.onnx) or (off and serving.onnx):
-        choose_engine(folder, served, serving)
-    return folder
+    return not ((served.engine == "onnx" and not serving.onnx) or (off and serving.onnx))
 
 
 _SWITCHED_OFF = "ONNX is switched off in this environment"

@@ -15,42 +15,29 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import orjson
 
-from deployments.declared import Declared
-from deployments.environment import Serving
 from deployments.errors import BadInputError, ContenderError
 from serving.desired import EndpointStore
 from serving.endpoint import Endpoint, TrafficConfig, in_effect
 from serving.folders import Folders
 from serving.gateway import Gateway, chosen_gateway
+from serving.instructions import Instructions
 from serving.keys import callers
 from serving.plan import GatewayPlan
 from serving.process import Child
-from serving.status_server import StatusServer
 from serving.unit import Sources, Unit
+
+if TYPE_CHECKING:
+    import aiohttp
 
 TICK_SECONDS = 0.02
 LOOK_SECONDS = 0.5
 """How often workers that serve are asked how they are; those that start are asked at every tick or so."""
 STATUS_SECONDS = 1.0
-
-
-class Instructions(Declared):
-    """What a supervisor is started with."""
-
-    root: str
-    environment: str
-    tracking_uri: str
-    registry_uri: str
-    allowed_packages: tuple[str, ...]
-    serving: Serving
-    mlflow_store: str | None = None
-    """The store that our own MLflow server serves; none is started where tracking is elsewhere."""
-    mlflow_artifacts: str | None = None
+MLFLOW_WAITS_SECONDS = 20.0
 
 
 @dataclass
@@ -90,7 +77,6 @@ class Supervisor:
         self._plan = GatewayPlan({}, {}, None, {}, 0)
         self._planned: GatewayPlan | None = None
         self._seen: tuple[object, ...] = ()
-        self._status_server = StatusServer(self.status)
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         self._started = datetime.now(UTC)
@@ -110,23 +96,28 @@ class Supervisor:
         if self._given.mlflow_store:
             wanted = self._given.serving.mlflow_port
             self._mlflow_port = _free_port("127.0.0.1", wanted, "MLflow", "serving.mlflow_port")
-        status_port = await self._status_server.start()
-        self._plan = replace(self._plan, status_port=status_port)
-        timeout = aiohttp.ClientTimeout(total=2)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            self._read_desired()
-            self._gateway_command = await asyncio.to_thread(
-                self._gateway.prepare, self._next_plan(), self._port, self._admin_port
-            )
-            self._plan = self._planned or self._plan
+        self._read_desired()
+        self._gateway_command = self._gateway.prepare(self._next_plan(), self._port, self._admin_port)
+        self._plan = self._planned or self._plan
+        await self._gateway_child.start(self._gateway_command)
+        self._units = self._wanted()
+        await asyncio.gather(*(unit.tend() for unit in self._units.values()))
+        # Imported late: what is started above starts meanwhile.
+        import aiohttp
+
+        from serving.status_server import StatusServer
+
+        server = StatusServer(self.status)
+        self._plan = replace(self._plan, status_port=await server.start())
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             tasks = [
-                asyncio.create_task(work())
+                asyncio.create_task(work)
                 for work in (
-                    self._reconcile,
-                    lambda: self._look(session),
-                    self._report,
-                    self._keep_gateway,
-                    self._keep_mlflow,
+                    self._reconcile(),
+                    self._look(session),
+                    self._report(),
+                    self._keep_gateway(),
+                    self._keep_mlflow(),
                 )
             ]
             stopped = asyncio.create_task(self._stop.wait())
@@ -140,6 +131,7 @@ class Supervisor:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self._end()
+                await server.stop()
 
     # What should be
 
@@ -210,7 +202,7 @@ class Supervisor:
             self._leaving = {task for task in self._leaving if not task.done()}
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _look(self, session: aiohttp.ClientSession) -> None:
+    async def _look(self, session: "aiohttp.ClientSession") -> None:
         looked = 0.0
         while True:
             all_of_them = time.monotonic() - looked >= LOOK_SECONDS
@@ -273,7 +265,11 @@ class Supervisor:
         command += ["--default-artifact-root", artifacts, "--no-serve-artifacts"] if artifacts else []
         command += ["--workers", "1"]
         while True:
-            if self._mlflow_child.may_start:
+            # It takes a core for seconds to start, and nobody waits for it: endpoints come first.
+            waited = datetime.now(UTC) - self._started
+            if self._mlflow_child.may_start and (
+                self._settled() or waited.total_seconds() > MLFLOW_WAITS_SECONDS
+            ):
                 await self._mlflow_child.start(command)
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -282,7 +278,6 @@ class Supervisor:
         await self._gateway_child.stop(2)
         await asyncio.gather(*(unit.stop() for unit in self._units.values()), *self._leaving)
         await self._mlflow_child.stop(15)
-        await self._status_server.stop()
         self.folders.status.unlink(missing_ok=True)
 
     # What is said of it

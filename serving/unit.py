@@ -7,15 +7,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import aiohttp
+from typing import TYPE_CHECKING, Any
 
 from deployments.environment import Serving
+from deployments.errors import ContenderError
 from serving.endpoint import ServedEntity
+from serving.fetch import ready_folder
 from serving.folders import Folders
 from serving.process import FIRST_BACK_OFF, LONGEST_BACK_OFF, Child
 from serving.served_model import ServedModel, read_served
+
+if TYPE_CHECKING:
+    import aiohttp
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,14 @@ class Unit:
         command += ["--fd", str(listening.fileno()), "--tether"]
         await worker.child.start(command, listening)
 
-    async def look(self, session: aiohttp.ClientSession) -> None:
+    async def look(self, session: "aiohttp.ClientSession") -> None:
         """Ask every worker how it is; one that does not say that it is ready is taken out."""
         await asyncio.gather(*(self._ask(worker, session) for worker in self.workers if worker.child.alive))
 
     @staticmethod
-    async def _ask(worker: Worker, session: aiohttp.ClientSession) -> None:
+    async def _ask(worker: Worker, session: "aiohttp.ClientSession") -> None:
+        import aiohttp
+
         try:
             async with session.get(f"http://127.0.0.1:{worker.port}/health") as answer:
                 worker.health = await answer.json()
@@ -127,6 +132,16 @@ class Unit:
 
     async def _fetched(self) -> None:
         entity, sources = self.entity, self._sources
+        try:
+            standing = await asyncio.to_thread(
+                ready_folder, entity.entity_name, entity.entity_version, self._folders.models, sources.serving
+            )
+        except (ContenderError, OSError) as error:
+            self._failed(str(error))
+            return
+        if standing is not None:
+            self._found(standing)
+            return
         command = [sys.executable, "-m", "serving.fetch", "--name", entity.entity_name]
         command += ["--version", entity.entity_version, "--folder", str(self._folders.models)]
         command += ["--tracking-uri", sources.tracking_uri, "--registry-uri", sources.registry_uri]
@@ -147,16 +162,22 @@ class Unit:
         except asyncio.CancelledError:
             process.kill()
             raise
-        (self._folders.logs / "fetch.log").open("ab").write(errors)
+        with (self._folders.logs / "fetch.log").open("ab") as log:
+            log.write(errors)
         if process.returncode == 0:
-            self.folder = Path(json.loads(said.decode().strip().splitlines()[-1])["folder"])
-            self.served = read_served(self.folder)
-            self.problem = ""
+            self._found(Path(json.loads(said.decode().strip().splitlines()[-1])["folder"]))
         else:
             lines = errors.decode("utf-8", "replace").strip().splitlines() or ["the fetch said nothing"]
-            self.problem = lines[-1]
-            self._fetch_back_off = min(self._fetch_back_off * 2, LONGEST_BACK_OFF)
-            self._fetch_not_before = time.monotonic() + self._fetch_back_off
+            self._failed(lines[-1])
+
+    def _found(self, folder: Path) -> None:
+        self.folder, self.served, self.problem = folder, read_served(folder), ""
+        self._fetching = None
+
+    def _failed(self, problem: str) -> None:
+        self.problem = problem
+        self._fetch_back_off = min(self._fetch_back_off * 2, LONGEST_BACK_OFF)
+        self._fetch_not_before = time.monotonic() + self._fetch_back_off
         self._fetching = None
 
     async def stop(self) -> None:
