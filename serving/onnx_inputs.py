@@ -4,6 +4,7 @@ The layout travels in the ONNX file. Texts are looked up here, since ONNX Runtim
 missing and unknown categories exact, which they would not be in ONNX's own encoders.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
@@ -60,43 +61,43 @@ class OnnxInputs(Declared):
     def feed(self, columns: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray] | None:
         """The graph's inputs by name, or None where a row holds what conversion was not proven for."""
         fed: dict[str, np.ndarray] = {}
-        width = len(self.numbers)
-        if width or self.dates:
-            numbers = np.empty((rows, width + len(self.dates)))
-            for place, name in enumerate(self.numbers):
-                numbers[:, place] = columns[name]
-            for place, wanted in enumerate(self.dates, start=width):
-                numbers[:, place] = date_part(columns[wanted.column], wanted.part)
-            # One comparison for the ordinary row: it is false for a missing value, which is then looked at.
-            if not np.abs(numbers).max(initial=0.0) <= LARGEST and self._refuses(numbers):
+        if self.numbers or self.dates:
+            numbers = self._one(columns) if rows == 1 else self._many(columns, rows)
+            if numbers is None:
                 return None
             fed["numbers"] = numbers
         if self.categories:
-            codes = np.empty((rows, len(self.categories)), dtype=np.int64)
-            for place, category in enumerate(self.categories):
-                found = self._codes(category, columns[category.column], rows)
-                if found is None:
-                    return None
-                codes[:, place] = found
-            fed["codes"] = codes
+            codes = [_codes(category, columns[category.column]) for category in self.categories]
+            if any(None in some for some in codes):
+                return None
+            fed["codes"] = np.array(codes, dtype=np.int64).T
         return fed
+
+    def _one(self, columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """The matrix of one row, by plain Python: numpy is slow with single numbers."""
+        values = [columns[name].item() for name in self.numbers]
+        values += [_part_of_one(columns[wanted.column], wanted.part) for wanted in self.dates]
+        odd = [place for place, value in enumerate(values) if not -LARGEST <= value <= LARGEST]
+        if odd and any(place in self.certain or not math.isnan(values[place]) for place in odd):
+            return None
+        return np.array([values], dtype=np.float64)
+
+    def _many(self, columns: Mapping[str, np.ndarray], rows: int) -> np.ndarray | None:
+        width = len(self.numbers)
+        numbers = np.empty((rows, width + len(self.dates)))
+        for place, name in enumerate(self.numbers):
+            numbers[:, place] = columns[name]
+        for place, wanted in enumerate(self.dates, start=width):
+            numbers[:, place] = DATE_PARTS[wanted.part](columns[wanted.column])
+        # The comparison is false for a missing value, which is then looked at.
+        if not np.abs(numbers).max(initial=0.0) <= LARGEST and self._refuses(numbers):
+            return None
+        return numbers
 
     def _refuses(self, numbers: np.ndarray) -> bool:
         missing = np.isnan(numbers)
         too_large = bool((np.abs(numbers[~missing]) > LARGEST).any())
         return too_large or bool(missing[:, list(self.certain)].any())
-
-    @staticmethod
-    def _codes(category: CategoryCodes, texts: np.ndarray, rows: int) -> int | list[int] | None:
-        known, unknown = category.codes, category.unknown
-        if rows == 1:
-            text = texts[0]
-            found = known.get(text)
-            return found if found is not None else None if text is None else unknown
-        if unknown is not None and None in known:
-            return [known.get(text, unknown) for text in texts]
-        codes = [known.get(text, None if text is None else unknown) for text in texts]
-        return None if None in codes else codes  # type: ignore[return-value]
 
     def answers(self, said: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Predictions and scores, shape (rows,) each, from what the graph says."""
@@ -107,22 +108,39 @@ class OnnxInputs(Declared):
             return self._labels[said.argmax(axis=1)], said.max(axis=1)
         # Of two classes that are as likely, and without a threshold, scikit-learn takes the first.
         least = self.threshold if self.threshold is not None else np.nextafter(0.5, 1) if positive else 0.5
+        if len(said) == 1:
+            return self._label[positive if said.item() >= least else 1 - positive], said
         yes = said >= least
         return self._labels[np.where(yes, positive, 1 - positive)], said
+
+    @cached_property
+    def _label(self) -> tuple[np.ndarray, ...]:
+        """Each class as the predictions of one row."""
+        found = tuple(np.asarray([label], dtype=self._labels.dtype) for label in self._labels)
+        for one in found:
+            one.setflags(write=False)
+        return found
 
     @cached_property
     def _labels(self) -> np.ndarray:
         return np.asarray(self.classes)
 
 
-def date_part(moments: np.ndarray, part: str) -> np.ndarray | int:
-    """A part of naive UTC moments of microseconds, NaN where they are missing; a number where there is one moment."""
-    if len(moments) == 1:
-        moment = moments.item()
-        # Python has no moments after the year 9999, and numpy gives None for a missing one.
-        if isinstance(moment, datetime):
-            return _OF_ONE[part](moment)
-    return DATE_PARTS[part](moments)
+def _codes(category: CategoryCodes, texts: np.ndarray) -> list[int | None]:
+    """The code of each text, None for one that scikit-learn refuses."""
+    known, unknown = category.codes, category.unknown
+    if category.missing is None:
+        return [known.get(text, None if text is None else unknown) for text in texts]
+    return [known.get(text, unknown) for text in texts]
+
+
+def _part_of_one(moments: np.ndarray, part: str) -> float:
+    """A part of the only moment there is, NaN where it is missing."""
+    moment = moments.item()
+    # Python has no moments after the year 9999, and numpy gives None for a missing one.
+    if isinstance(moment, datetime):
+        return _OF_ONE[part](moment)
+    return float(DATE_PARTS[part](moments)[0])
 
 
 def _since(moments: np.ndarray, unit: str) -> np.ndarray:

@@ -62,11 +62,12 @@ def convert(
         place = _place(positive, classes) if target == "binary" else None
         if threshold is not None and place is None:
             raise NotConvertibleError("its positive class is not declared")
-        scores = (
-            said.probabilities
-            if place is None
-            else builder.graph.add("Gather", said.probabilities, np.array([place]), axis=1)
-        )
+        if place is None:
+            scores = said.probabilities
+        elif said.positive is None:
+            scores = builder.graph.add("Gather", said.probabilities, np.array([place]), axis=1)
+        else:
+            scores = said.positive if place else builder.graph.add("Sub", np.array(1.0), said.positive)
     graph = builder.graph
     if classes is None or place is not None:
         scores = graph.add("Reshape", scores, np.array([-1], dtype=np.int64))
@@ -257,6 +258,15 @@ class _Graph:
         """Columns beside each other."""
         return results[0] if len(results) == 1 else self.add("Concat", *results, axis=1)
 
+    def split(self, rows: str, columns: int) -> list[str]:
+        """The columns one by one; shape (rows, 1) each."""
+        from onnx import helper
+
+        results = [f"r{len(self.nodes)}_{place}" for place in range(columns)]
+        sizes = self.constant(np.ones(columns, dtype=np.int64))
+        self.nodes.append(helper.make_node("Split", [rows, sizes], results, axis=1))
+        return results
+
     def repeat(self, values: np.ndarray, rows: str) -> str:
         """The same values for each of the rows."""
         shape = self.add("Concat", self.add("Shape", rows, start=0, end=1), np.array([len(values)]), axis=0)
@@ -295,11 +305,13 @@ class _Graph:
 class _Answer:
     """What an estimator says: a number (rows, 1), probabilities (rows, classes), or what calibration is given.
 
+    `positive` is the probability of the second of two classes, shape (rows, 1), where it is known by itself;
     `decision` has shape (rows, 1) for two classes and (rows, classes) for more.
     """
 
     value: str | None = None
     probabilities: str | None = None
+    positive: str | None = None
     decision: str | None = None
 
 
@@ -418,14 +430,12 @@ class _Model:
             )
             shape = np.array([-1, width * len(tables)], dtype=np.int64)
             return [self.graph.add("Reshape", found, shape)]
+        parted = self.graph.split(codes, len(tables))
         return [
             self.graph.add(
-                "Gather",
-                table,
-                self.graph.add("Gather", codes, np.array(place, dtype=np.int64), axis=1),
-                axis=0,
+                "Reshape", self.graph.add("Gather", table, code, axis=0), np.array([-1, table.shape[1]])
             )
-            for place, table in enumerate(tables)
+            for table, code in zip(tables, parted, strict=True)
             if table.shape[1]
         ]
 
@@ -472,7 +482,7 @@ class _Model:
             total = found if total is None else graph.add("Add", total, found)
         assert total is not None
         mean = graph.add("Div", total, np.array(float(len(folds))))
-        return _Answer(probabilities=_both(graph, mean) if classes == 2 else mean)
+        return _of_two(graph, mean) if classes == 2 else _Answer(probabilities=mean)
 
     def _column(self, rows: str, place: int, width: int) -> str:
         return rows if width == 1 else self.graph.add("Gather", rows, np.array([place]), axis=1)
@@ -511,9 +521,10 @@ def _steps(part: Any) -> list[Any]:
     ]
 
 
-def _both(graph: _Graph, positive: str) -> str:
-    """Probabilities of both classes from that of the second; shape (rows, 2)."""
-    return graph.concat([graph.add("Sub", np.array(1.0), positive), positive])
+def _of_two(graph: _Graph, positive: str, decision: str | None = None) -> _Answer:
+    """The answer of a model of two classes, from the probability of the second; shape (rows, 1)."""
+    both = graph.concat([graph.add("Sub", np.array(1.0), positive), positive])
+    return _Answer(probabilities=both, positive=positive, decision=decision)
 
 
 # Steps of numbers
@@ -628,7 +639,7 @@ def _linear_classifier(graph: _Graph, model: Any, rows: str) -> _Answer:
 def _logistic_regression(graph: _Graph, model: Any, rows: str) -> _Answer:
     decision = _linear(graph, model, rows)
     if len(model.classes_) == 2:
-        return _Answer(decision=decision, probabilities=_both(graph, graph.add("Sigmoid", decision)))
+        return _of_two(graph, graph.add("Sigmoid", decision), decision)
     return _Answer(decision=decision, probabilities=graph.add("Softmax", decision, axis=1))
 
 
@@ -723,7 +734,7 @@ def _forest_classifier(graph: _Graph, model: Any, rows: str) -> _Answer:
     trees = [tree for one in members for tree in _class_trees(one.tree_, classes)]
     total = _trees(graph, graph.single(rows), trees, np.zeros(1 if classes == 2 else classes))
     mean = total if len(members) == 1 else graph.add("Div", total, np.array(float(len(members))))
-    return _Answer(probabilities=_both(graph, mean) if classes == 2 else mean)
+    return _of_two(graph, mean) if classes == 2 else _Answer(probabilities=mean)
 
 
 def _forest_regressor(graph: _Graph, model: Any, rows: str) -> _Answer:
@@ -760,7 +771,7 @@ def _boosted_classifier(graph: _Graph, model: Any, raw: str) -> _Answer:
     if kind not in {"HalfBinomialLoss", "ExponentialLoss"}:
         raise NotConvertibleError(f"{_name(model)} with {kind} has no ONNX form here")
     logit = graph.add("Mul", raw, np.array(2.0)) if kind == "ExponentialLoss" else raw
-    return _Answer(decision=raw, probabilities=_both(graph, graph.add("Sigmoid", logit)))
+    return _of_two(graph, graph.add("Sigmoid", logit), raw)
 
 
 def _gradient_boosting_classifier(graph: _Graph, model: Any, rows: str) -> _Answer:
@@ -821,7 +832,7 @@ def _network(graph: _Graph, model: Any, rows: str) -> str:
 
 def _network_classifier(graph: _Graph, model: Any, rows: str) -> _Answer:
     said = _network(graph, model, rows)
-    return _Answer(probabilities=_both(graph, said) if model.n_outputs_ == 1 else said)
+    return _of_two(graph, said) if model.n_outputs_ == 1 else _Answer(probabilities=said)
 
 
 def _network_regressor(graph: _Graph, model: Any, rows: str) -> _Answer:

@@ -9,7 +9,7 @@ from deployments.date_parts import DateParts
 from deployments.measures import TaskKind
 from deployments.training import CategoricalFeatures, NumericFeatures
 from serving.engine import OnnxEngine, SklearnEngine, UnansweredError, frame
-from serving.onnx_inputs import DATE_PARTS, date_part
+from serving.onnx_inputs import DATE_PARTS, DatePart, OnnxInputs
 from serving.onnx_model import NotConvertibleError, convert
 from serving.onnx_proof import MADE_ROWS, TOLERANCE, Difference, differences, made_rows, refused_missing
 from serving.served_model import ServedColumn
@@ -342,5 +342,6 @@ def test_date_parts_are_those_of_pandas():
 
     for place, part in enumerate(PARTS):
         np.testing.assert_array_equal(DATE_PARTS[part](moments), expected[:, place])
-        one_by_one = [float(np.ravel(date_part(moments[i : i + 1], part))[0]) for i in range(len(moments))]
-        np.testing.assert_array_equal(one_by_one, expected[:, place])
+        layout = OnnxInputs(numbers=(), dates=(DatePart(column="at", part=part),))
+        alone = [layout.feed({"at": moments[i : i + 1]}, 1)["numbers"].item() for i in range(len(moments))]
+        np.testing.assert_array_equal(alone, expected[:, place])
