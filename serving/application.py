@@ -49,6 +49,7 @@ _CODES = {
 _JSON = (b"content-type", b"application/json")
 _CLOSE = (b"connection", b"close")
 
+_UNTRIED_ROW_SECONDS = 0.01
 _TOO_LATE = "the body took too long"
 _LINGER_BYTES = 4 * 1024 * 1024
 _LINGER_SECONDS = 1.0
@@ -332,15 +333,16 @@ class Scorer:
         )
 
     def _warm_up(self) -> float:
-        """Ask the model about its own example; seconds for one row of it.
+        """Ask the model about its own example, if it has one; seconds for one row of it.
 
         Raises:
-            NotReadyError: it has no example, or fails at it.
+            NotReadyError: it does not answer.
         """
         served = self._served
         whose = f"{served.name} version {served.version}"
         if not served.example:
-            raise NotReadyError(f"{whose} has no example to try it with")
+            _logger.warning("%s has no example, so it is served without having been tried", whose)
+            return _UNTRIED_ROW_SECONDS
         try:
             body = orjson.dumps({"dataframe_records": list(served.example)})
             request = self._signature.read(body)

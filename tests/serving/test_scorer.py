@@ -444,7 +444,6 @@ def test_a_draining_scorer_refuses_what_is_new_and_finishes_what_it_has(run) -> 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"example": ()}, "no example"),
         ({"example": ({"x": 13.0},)}, "does not answer its own example"),
         ({"example": ({"x": "text"},)}, "column 'x', row 0"),
     ],
@@ -452,6 +451,13 @@ def test_a_draining_scorer_refuses_what_is_new_and_finishes_what_it_has(run) -> 
 def test_a_model_that_does_not_answer_its_example_is_not_served(run, changes, said) -> None:
     with pytest.raises(NotReadyError, match=said):
         run(model=served(**changes))
+
+
+def test_a_model_without_an_example_is_served_though_untried(run, caplog) -> None:
+    one = run(model=served(example=()))
+
+    assert one.ask(json=body(2.0)).json()["predictions"] == ["yes"]
+    assert "without having been tried" in caplog.text
 
 
 # Pages ------------------------------------------------------------------------------------------------------
@@ -572,6 +578,16 @@ def test_features_that_lack_what_the_model_requires_are_a_clear_404(run) -> None
 
     assert answer.status_code == 404
     assert "column 'x', row 0" in answer.json()["message"]
+
+
+def test_features_that_cannot_be_read_are_503_and_the_model_still_answers_what_is_sent(run) -> None:
+    from serving.online import POINTER
+
+    one = run()
+    (one.folders.online("churn") / POINTER).write_text("no pointer")
+
+    assert one.ask(json={"inputs": {"customer_id": [7]}}).status_code == 503
+    assert one.ask(json=body(2.0)).status_code == 200
 
 
 # The process ------------------------------------------------------------------------------------------------
