@@ -19,6 +19,7 @@ from tasks.verdict import Verdict
 
 if TYPE_CHECKING:
     from tasks.ledger import Entry
+    from tasks.online import OnlineOutcome
     from tasks.outcome import TrainOutcome
     from tasks.register import Version
     from tasks.score import ScoreOutcome
@@ -300,6 +301,16 @@ def _middle(health: Sequence[Mapping[str, Any]], key: str) -> float | None:
     found = [(one[key], one.get("requests", 0)) for one in health if one.get(key) is not None]
     total = sum(weight for _, weight in found)
     return sum(value * weight for value, weight in found) / total if total else None
+
+
+def show_online(outcome: "OnlineOutcome") -> None:
+    """Whose features an endpoint looks up now."""
+    left_out = f", {outcome.unkeyed:,} without a key left out" if outcome.unkeyed else ""
+    out.print(
+        f"Endpoint {outcome.endpoint} looks up {outcome.rows:,} keys as of {outcome.as_of:%Y-%m-%d %H:%M} UTC "
+        f"for {outcome.name} version {outcome.version}{left_out}",
+        soft_wrap=True,
+    )
 
 
 def show_callers(found: Sequence[Mapping[str, Any]]) -> None:

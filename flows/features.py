@@ -11,8 +11,7 @@ from flows.score import newest_tables
 from platforms.platform import Platform
 from tasks.champion import standing_champion, trained_query
 from tasks.features import clock_of
-from tasks.online import OnlineOutcome
-from tasks.online import publish_features as publish_online
+from tasks.online import OnlineOutcome, publish_features
 from tasks.score import require_champion
 
 
@@ -27,7 +26,7 @@ def publish_current(
     champion = require_champion(platform, loaded.name, standing_champion(platform, loaded.name))
     theirs = trained_query(platform, champion)
     silver = newest_tables(theirs, platform)
-    return publish_online(
+    return publish_features(
         theirs,
         platform,
         champion,
@@ -38,7 +37,7 @@ def publish_current(
 
 
 @flow(name="features", flow_run_name=run_name("features"), description=__doc__)
-def publish_features(
+def features(
     model: str, env: str = "dev", as_of: datetime | None = None, endpoint: str | None = None
 ) -> OnlineOutcome:
     """Make the champion's features, as of now, those that its endpoint looks up by key.

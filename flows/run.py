@@ -154,6 +154,23 @@ def score(
         console.show_scores(outcome)
 
 
+@app.command()
+def features(
+    model: ModelOption = "churn",
+    env: EnvOption = "dev",
+    as_of: AsOfOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish the champion's features of everyone, so that its endpoint can be asked by key alone."""
+    from flows import console
+
+    published = _watched(as_json, "features", model, env, as_of)
+    if session.as_json:
+        _print_json(published)
+    else:
+        console.show_online(published)
+
+
 @spec_app.command("check")
 def spec_check(
     file: Annotated[Path, typer.Argument(help="A model.yaml, or the name of a shipped model.")],

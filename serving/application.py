@@ -18,6 +18,7 @@ import orjson
 
 from deployments.environment import RequestLimits
 from deployments.errors import BadInputError, ContenderError
+from deployments.personal_data import keyed_hash
 from serving import openapi
 from serving.batching import Batcher, QueueFullError, TooLateError, one_row_seconds
 from serving.engine import Answers, Engine, UnansweredError
@@ -119,6 +120,7 @@ class Scorer:
         self._online_folder, self._pii_key = online, pii_key
         self._online: OnlineFeatures | None = None
         self._signature = Signature(served, limits.rows)
+        self._hashed_inputs = [column.name for column in served.columns if column.name in served.hashed]
         self._began = time.monotonic()
         labels = {
             "endpoint": endpoint,
@@ -217,6 +219,8 @@ class Scorer:
             request = one.request = self._signature.read(body, content_type)
             if request.needs_lookup:
                 request.columns = self._looked_up(request)
+            elif self._hashed_inputs:
+                request.columns = self._with_digests(request.columns)
             answers = self._batcher.at_once(request.columns, request.rows)
             if answers is None:
                 spent = time.perf_counter() - one.began
@@ -278,6 +282,17 @@ class Scorer:
             raise _too_large(limit)
         return body
 
+    def _with_digests(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The columns as the model was trained on them: of personal data it has only ever seen digests."""
+        assert self._pii_key is not None
+        digests = dict(columns)
+        for name in self._hashed_inputs:
+            found = [
+                None if value is None else keyed_hash(str(value), self._pii_key) for value in columns[name]
+            ]
+            digests[name] = np.array(found, dtype=object)
+        return digests
+
     def _looked_up(self, request: Request) -> dict[str, np.ndarray]:
         assert request.keys is not None
         try:
@@ -328,7 +343,7 @@ class Scorer:
                 answers.predictions if answers else None,
                 answers.scores if answers else None,
                 error,
-                hashed=request.needs_lookup if request else False,
+                hashed=request is not None and (request.needs_lookup or bool(self._hashed_inputs)),
             )
         )
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +76,7 @@ class Supervisor:
         self._mlflow_port = 0
         self._port = self._admin_port = 0
         self._plan = GatewayPlan({}, {}, None, {}, 0)
+        self._status_port: int | None = None
         self._planned: GatewayPlan | None = None
         self._seen: tuple[object, ...] = ()
         self._stop = asyncio.Event()
@@ -108,7 +110,7 @@ class Supervisor:
         from serving.status_server import StatusServer
 
         server = StatusServer(self.status)
-        self._plan = replace(self._plan, status_port=await server.start())
+        self._status_port = await server.start()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             tasks = [
                 asyncio.create_task(work)
@@ -229,12 +231,23 @@ class Supervisor:
             self._plan,
             endpoints={name: served.traffic(now) for name, served in self._endpoints.items()},
             ready=ready,
-            callers=callers(self.folders.keys, now),
+            status_port=self._status_port,
+            callers=self._callers(now),
         )
         if plan != self._plan or self._planned is None:
             plan = replace(plan, version=self._plan.version + 1)
         self._planned = plan
         return plan
+
+    def _callers(self, now: datetime) -> Mapping[str, str]:
+        """Who may call; those who might before, where the file of keys cannot be read."""
+        try:
+            found = callers(self.folders.keys, now)
+        except BadInputError as error:
+            self._problems["callers"] = str(error)
+            return self._plan.callers
+        self._problems.pop("callers", None)
+        return found
 
     async def _bring_into_effect(self) -> None:
         plan = self._next_plan()

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.environment import PredictionLogConfig, RequestLimits, Serving
 from deployments.model_file import SKOPS_FILE, canonicalise, file_digest
+from deployments.personal_data import keyed_hash
 from serving import scorer
 from serving.application import NotReadyError, Scorer
 from serving.engine import Answers, UnansweredError
@@ -107,6 +108,7 @@ class Running:
             worker=2,
             limits=limits,
             online=self.folders.online("churn"),
+            pii_key=b"k",
         )
 
     def client(self) -> httpx.AsyncClient:
@@ -194,6 +196,25 @@ def test_a_request_id_that_is_not_fit_is_replaced(run, given) -> None:
     fresh = answer.headers["x-request-id"]
     assert len(fresh) == 32
     assert int(fresh, 16) >> 76 & 0xF == 4
+
+
+def test_a_model_is_given_the_digests_of_personal_data_that_it_was_trained_on(run) -> None:
+    class Remembering(Halving):
+        seen: object = None
+
+        def predict(self, columns, rows):
+            self.seen = columns["note"].tolist()
+            return super().predict(columns, rows)
+
+    one = run(Remembering(), model=served(hashed=("note",)))
+
+    one.ask(json=body(2.0, note="Anna"))
+
+    digest = keyed_hash("Anna", b"k")
+    assert one.engine.seen == [digest]
+    logged = json.dumps(one.records()[0])
+    assert digest in logged
+    assert "Anna" not in logged
 
 
 def test_csv_is_answered_too(run) -> None:
