@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from deployments.errors import BadInputError, ContenderError
@@ -123,9 +125,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _answers(said: dict[str, Any]) -> bool:
+    """Whether the supervisor can be asked through the gateway; it may well say that endpoints are not ready yet."""
     try:
-        with urlopen(f"{said['gateway']['url']}/version", timeout=2) as answer:  # noqa: S310 - our own address
-            return bool(answer.status == 200)
+        with urlopen(f"{said['gateway']['url']}/health", timeout=2):  # noqa: S310 - our own address
+            return True
+    except HTTPError as error:
+        return error.code == HTTPStatus.SERVICE_UNAVAILABLE
     except OSError:
         return False
 

@@ -119,7 +119,7 @@ class Supervisor:
                     self._look(session),
                     self._report(),
                     self._keep_gateway(),
-                    self._keep_mlflow(),
+                    *([self._keep_mlflow(self._given.mlflow_store)] if self._given.mlflow_store else []),
                 )
             ]
             stopped = asyncio.create_task(self._stop.wait())
@@ -269,10 +269,8 @@ class Supervisor:
             await asyncio.to_thread(self._gateway.rotate_log)
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _keep_mlflow(self) -> None:
-        store, artifacts = self._given.mlflow_store, self._given.mlflow_artifacts
-        if store is None:
-            return
+    async def _keep_mlflow(self, store: str) -> None:
+        artifacts = self._given.mlflow_artifacts
         command = [sys.executable, "-m", "serving.tether", "--", sys.executable, "-m", "mlflow", "server"]
         command += ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(self._mlflow_port)]
         command += ["--default-artifact-root", artifacts, "--no-serve-artifacts"] if artifacts else []

@@ -20,7 +20,7 @@ from tasks.verdict import Verdict
 ROOT = Path(__file__).resolve().parents[2]
 TELCO = ROOT.parent / "shared" / "data" / "telco-churn.csv"
 
-pytestmark = pytest.mark.usefixtures("prefect_server", "home")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server", "home")]
 
 
 @pytest.fixture
@@ -33,7 +33,6 @@ def aliases(platform, model):
     return {alias: str(number) for alias, number in dict(registered.aliases).items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
 def test_each_kind_of_target_goes_from_csv_to_scored_champion(make_model, home, dev, kind):
     model = make_model(kind)
@@ -62,7 +61,6 @@ def test_training_again_with_nothing_new_is_nothing_to_do(make_model, dev):
     assert aliases(dev, "binary_model") == {"champion": "1"}
 
 
-@pytest.mark.slow
 def test_the_same_training_forced_again_gives_the_same_model_and_metrics(make_model):
     model = make_model("binary")
     first = train(str(model))
@@ -74,7 +72,6 @@ def test_the_same_training_forced_again_gives_the_same_model_and_metrics(make_mo
     assert again.evaluation.metrics == first.evaluation.metrics
 
 
-@pytest.mark.slow
 def test_a_second_model_is_compared_with_the_champion_on_rows_it_was_not_trained_on(make_model, dev):
     lifecycle(str(make_model("binary", rows=400)))
 
@@ -93,7 +90,6 @@ def test_a_second_model_is_compared_with_the_champion_on_rows_it_was_not_trained
     assert aliases(dev, "binary_model") == {"champion": "1", "challenger": "2"}
 
 
-@pytest.mark.slow
 def test_a_promotion_keeps_the_champion_before_as_previous(make_model, dev):
     lifecycle(str(make_model("binary", rows=400)))
     model = str(make_model("binary"))
@@ -118,7 +114,6 @@ def test_a_gate_that_does_not_pass_registers_nothing_and_fails_the_flow(make_mod
     assert [entry.event for entry in ledger_of(dev).entries()] == ["model.refused"]
 
 
-@pytest.mark.slow
 def test_a_refused_challenger_leaves_the_champion_serving(make_model, dev):
     lifecycle(str(make_model("binary", rows=400)))
 
@@ -168,7 +163,6 @@ def test_an_environment_that_wants_committed_code_refuses_any_other(make_model, 
         train(str(make_model("binary")), env="test")
 
 
-@pytest.mark.slow
 def test_an_environment_that_wants_approvals_promotes_nothing_without_them(make_model, monkeypatch):
     from tasks import train as stage
     from tasks.code_version import code_version
@@ -184,7 +178,6 @@ def test_an_environment_that_wants_approvals_promotes_nothing_without_them(make_
     assert aliases(platform_for(load_environment("test")), "binary_model") == {"challenger": "1"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["processes", "dask"])
 def test_candidates_train_the_same_in_processes_and_on_dask(make_model, tmp_path, runner):
     environment = tmp_path / "other.yaml"
@@ -204,7 +197,6 @@ def test_candidates_train_the_same_in_processes_and_on_dask(make_model, tmp_path
     assert scores[0] == scores[1]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not TELCO.exists(), reason="the Telco churn file is not beside the project")
 def test_telco_passes_every_gate_on_the_real_file():
     outcome = train("telco", source=str(TELCO))
@@ -214,7 +206,6 @@ def test_telco_passes_every_gate_on_the_real_file():
     assert outcome.evaluation.metrics["roc_auc"].low > 0.8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["churn", "claims"])
 def test_the_shipped_models_pass_every_gate(model):
     outcome = train(model)
@@ -222,7 +213,6 @@ def test_the_shipped_models_pass_every_gate(model):
     assert outcome.verdict is Verdict.PASS
 
 
-@pytest.mark.slow
 def test_personal_data_of_claims_is_nowhere_under_the_data_root(home):
     from deployments.models.claims.simulator import simulate
 
@@ -242,7 +232,6 @@ def test_personal_data_of_claims_is_nowhere_under_the_data_root(home):
             assert not found, f"{path} holds {found[0]!r}"
 
 
-@pytest.mark.slow
 def test_a_source_elsewhere_is_read_and_recorded(make_model, tmp_path):
     model = make_model("binary")
     elsewhere = tmp_path / "elsewhere.csv"

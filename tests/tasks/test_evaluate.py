@@ -194,6 +194,7 @@ def test_an_evaluation_survives_its_document(multiclass_line):
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_after_any_write_is_recorded_once(make_line, killed_after_every_write):
     line = make_line("regression")
     run = line.open()

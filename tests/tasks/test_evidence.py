@@ -164,6 +164,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_bundle_killed_half_written_leaves_nothing_once_it_is_written(platform):
     killed = subprocess.run(
         [sys.executable, "-c", dedent(KILLED)],

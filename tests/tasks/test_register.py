@@ -177,6 +177,7 @@ def test_a_version_that_somebody_else_made_of_the_same_run_is_not_taken_for_ours
     assert tag(line, "2", "model_digest") == line.trained.digest
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_answers(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     version = registered(line)

@@ -89,6 +89,7 @@ def test_the_validation_score_is_that_of_the_train_part_alone(binary_line):
     assert winner.validation == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
 def test_every_kind_of_target_is_trained_saved_and_loaded(request, kind):
     finished = request.getfixturevalue(f"{kind}_line")
@@ -174,6 +175,7 @@ def test_an_opened_run_says_what_went_in(binary_line):
 # Killed anywhere: one parent, one child for each candidate, one logged model, the same digest.
 
 
+@pytest.mark.slow
 def test_a_candidate_killed_after_any_write_is_finished_by_the_next_run(
     make_line, binary_line, killed_after_every_write
 ):
@@ -198,6 +200,7 @@ def test_a_candidate_killed_after_any_write_is_finished_by_the_next_run(
     assert len(client.get_metric_history(child.info.run_id, "fold_roc_auc")) == 2
 
 
+@pytest.mark.slow
 def test_a_winner_killed_after_any_write_is_logged_once_with_the_same_digest(
     make_line, binary_line, killed_after_every_write, tmp_path
 ):

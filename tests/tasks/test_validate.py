@@ -834,6 +834,7 @@ print(sorted(name for _, name in found))
 """
 
 
+@pytest.mark.slow
 def test_no_environment_variable_switches_checks_off():
     finished = subprocess.run(
         [sys.executable, "-c", SWITCHED_OFF],
