@@ -33,6 +33,7 @@ from benchmarks.served import (
     invocations,
     make_bench,
     resident_megabytes,
+    settled,
     split,
     until,
     workers,
@@ -161,9 +162,8 @@ def _contender(bench: Bench, seconds: float) -> dict[str, Any]:
         url = invocations({**first, **bench.platform.data_plane.status()})
         until(lambda: _asked(url, bench.row))
         started = time.perf_counter() - begin
-        bench.platform.wait_for_endpoint(MODEL)
+        status = settled(bench.platform)
         found = _measured(url, bench.row, seconds, started)
-        status = bench.platform.data_plane.status()
         beside = (status["mlflow"]["pid"],) if status["mlflow"]["pid"] else ()
         return found | {"resident MB": resident_megabytes(status["pid"], without=beside)}
 

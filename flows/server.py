@@ -113,6 +113,7 @@ class OwnServer:
 
     def stop(self) -> None:
         """End it."""
+        atexit.unregister(self.stop)
         self._process.terminate()
         try:
             self._process.wait(timeout=15)

@@ -7,21 +7,24 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from sklearn import datasets
+
+from flows.server import OwnServer
 
 ROOT = Path(__file__).resolve().parents[2]
 TELCO = ROOT.parent / "shared" / "data" / "telco-churn.csv"
 
 
 @pytest.fixture(scope="session")
-def prefect_server():
-    """A real Prefect server for the whole session; yields its address."""
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield PREFECT_API_URL.value()
+def prefect_server(tmp_path_factory):
+    """A real Prefect server for the whole session, as a run brings along; yields its address."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        server = OwnServer()
+    server.wait()
+    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield server.url
+    server.stop()
 
 
 @pytest.fixture
