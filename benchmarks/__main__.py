@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("validation", "ingest", "orchestration")
+BENCHMARKS = ("validation", "ingest", "orchestration", "serving")
 
 
 def main() -> int:
