@@ -16,7 +16,7 @@ import orjson
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 
-from deployments.environment import home, load_environment
+from deployments.environment import home, known_environments, load_environment
 from deployments.errors import BadInputError, ContenderError
 from serving import control
 from serving.desired import EndpointExistsError, EndpointStore, MissingEndpointError
@@ -332,11 +332,12 @@ def _root(target_uri: str) -> Path:
     target = target_uri.partition(":")[2].strip("/")
     if not target:
         raise EndpointError(f"{target_uri!r}: name an environment (contender:/dev) or a data root")
-    folder = Path("/", target)
-    if folder.is_dir():
-        return folder
+    # An environment first: there is a folder /dev on most machines.
+    path = Path("/", target)
+    if target not in known_environments() and path.is_dir():
+        return path
     try:
-        environment = load_environment(folder if folder.suffix in {".yaml", ".yml"} else target)
+        environment = load_environment(path if path.suffix in {".yaml", ".yml"} else target)
     except ContenderError as error:
         raise EndpointError(str(error)) from None
     return home() / environment.platform.data_root
