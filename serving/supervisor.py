@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,28 +113,33 @@ class Supervisor:
         server = StatusServer(self.status)
         self._status_port = await server.start()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
-            tasks = [
-                asyncio.create_task(work)
-                for work in (
-                    self._reconcile(),
-                    self._look(session),
-                    self._report(),
-                    self._keep_gateway(),
-                    *([self._keep_mlflow(self._given.mlflow_store)] if self._given.mlflow_store else []),
-                )
-            ]
-            stopped = asyncio.create_task(self._stop.wait())
+            works = {
+                "reconciling": self._reconcile,
+                "looking": lambda: self._look(session),
+                "reporting": self._report,
+                "the gateway": self._keep_gateway,
+            }
+            if self._given.mlflow_store:
+                works["MLflow"] = self._keep_mlflow
+            tasks = [asyncio.create_task(self._kept(name, work)) for name, work in works.items()]
             try:
-                done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                await self._stop.wait()
             finally:
-                stopped.cancel()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self._end()
                 await server.stop()
+
+    async def _kept(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do a work that never ends; what breaks it is told, and it is begun again, since callers are being served."""
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - a full disk, say, must not end what serves
+                traceback.print_exc()
+                self._problems[name] = f"{type(error).__name__} at {datetime.now(UTC):%H:%M:%S} UTC: {error}"
+                await asyncio.sleep(STATUS_SECONDS)
 
     # What should be
 
@@ -269,8 +275,9 @@ class Supervisor:
             await asyncio.to_thread(self._gateway.rotate_log)
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _keep_mlflow(self, store: str) -> None:
-        artifacts = self._given.mlflow_artifacts
+    async def _keep_mlflow(self) -> None:
+        store, artifacts = self._given.mlflow_store, self._given.mlflow_artifacts
+        assert store is not None
         command = [sys.executable, "-m", "serving.tether", "--", sys.executable, "-m", "mlflow", "server"]
         command += ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(self._mlflow_port)]
         command += ["--default-artifact-root", artifacts, "--no-serve-artifacts"] if artifacts else []

@@ -364,6 +364,24 @@ def test_a_spoilt_file_of_keys_keeps_the_callers_that_there_were(plane):
     assert plane.ask()[0] == 401
 
 
+def test_what_breaks_in_the_supervisor_does_not_end_what_serves(plane):
+    plane.up()
+    plane.serve()
+    in_the_way = Folders(plane.root).run / "status.partial"
+    before = plane.status()["reported"]
+
+    eventually(lambda: not in_the_way.exists())
+    in_the_way.mkdir()
+    time.sleep(1.5)
+    answered = plane.ask()[0]
+    in_the_way.rmdir()
+
+    assert answered == 200
+    said = eventually(lambda: (found := plane.status())["reported"] > before and found)
+    assert "IsADirectoryError" in eventually(lambda: plane.status()["problems"].get("reporting"))
+    assert said["pid"] == plane.status()["pid"]
+
+
 # The client -------------------------------------------------------------------------------------------------
 
 
