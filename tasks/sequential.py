@@ -1,0 +1,290 @@
+"""Always-valid statistics: how much evidence numbers hold against a claim, however often one looks.
+
+Everything here is betting. A gambler starts with 1 and stakes a fraction of what he has on each observation, at
+odds that are fair or worse if the claim is true. Then his capital passes 1/alpha, ever, with a probability of at
+most alpha (Ville's inequality), so that it may be read after every observation and acted on at once. Turned
+around, the claims he has not won enough against are a confidence sequence. No distribution is assumed, and
+nothing is asymptotic: the values are bounded, and within an arm have the same mean, given what came before.
+
+Sources: betting on a bounded mean, Waudby-Smith & Ramdas 2023, "Estimating means of bounded random variables by
+betting" (section 4, theorem 3 for the capital; the fractions here are a fixed mixture, their section on mixture
+methods, instead of predictable plug-ins); confidence sequences and Ville's inequality, Howard, Ramdas, McAuliffe &
+Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences" (section 1); mixtures, Robbins 1970;
+quantiles by counting what lies on either side of them, Howard & Ramdas 2022, "Sequential estimation of quantiles"
+(section 3); sample ratio, Lindon & Malek 2022, "Anytime-valid inference for multinomial count data" (section 2);
+always-valid decisions in experiments, Johari, Koomen, Pekelis & Walsh 2017 and 2022.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, exp, inf, lgamma, log, log1p, sqrt
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "FRACTIONS",
+    "Interval",
+    "block_size",
+    "blocks",
+    "log_capital",
+    "log_capital_path",
+    "mean_interval",
+    "quantile_ratio_interval",
+    "requests_needed",
+    "share_interval",
+    "shift_interval",
+    "slower_evidence",
+]
+
+Numbers = NDArray[np.float64]
+
+FRACTIONS: Numbers = np.concatenate([[0.0], np.geomspace(0.002, 0.98, 15)])
+"""What the gamblers stake, a fraction each; the capital is their mean. The first keeps his money, so that no
+capital ever falls below one share of the whole."""
+
+_SHARES = float(np.log(len(FRACTIONS)))
+_BINS = 16_384
+_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence sequence as it stands: each end alone is wrong, ever, with probability at most alpha."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def log_capital(values: Numbers, mean: float, counts: Numbers | None = None) -> float:
+    """The log of the capital won against "the mean of these is at most `mean`".
+
+    `values` are 0 or more, each seen once, or as often as `counts` says. The order does not matter. Source:
+    Waudby-Smith & Ramdas 2023, section 4; a mixture over `FRACTIONS`.
+    """
+    if mean <= 0:
+        return inf if np.any(values > 0) else 0.0
+    growth = np.log1p(FRACTIONS[:, None] * (values / mean - 1.0)[None, :])
+    total = growth.sum(axis=1) if counts is None else growth @ counts
+    return float(np.logaddexp.reduce(total)) - _SHARES
+
+
+def log_capital_path(values: Numbers, mean: float) -> Numbers:
+    """The log capital after each of the values, for those who want to see it grow; `values` are 0 or more."""
+    growth = np.log1p(FRACTIONS[:, None] * (values / mean - 1.0)[None, :]).cumsum(axis=1)
+    path: Numbers = np.logaddexp.reduce(growth, axis=0) - _SHARES
+    return path
+
+
+def block_size(share: float) -> tuple[int, int]:
+    """How many requests of the challenger and of the champion make a block."""
+    return max(1, round(share / (1.0 - share))), max(1, round((1.0 - share) / share))
+
+
+def blocks(challenger: Numbers, champion: Numbers, share: float) -> Numbers:
+    """Differences of means of the arms, one per block of requests, in the order in which each arm answered.
+
+    A block has as many requests of each arm as the challenger's `share` (0 to 1) gives, with one of the rarer
+    arm: at 10 %, one of the challenger and nine of the champion. How the arms interleave does not matter, and
+    what does not fill a block waits for the next look. The share is what was configured, and must not change
+    between looks: another share is another series.
+    """
+    few, many = block_size(share)
+    number = min(len(challenger) // few, len(champion) // many)
+    rows = challenger[: number * few].reshape(number, few).mean(axis=1)
+    differences: Numbers = rows - champion[: number * many].reshape(number, many).mean(axis=1)
+    return differences
+
+
+def mean_interval(values: Numbers, *, lowest: float, highest: float, alpha: float) -> Interval:
+    """A confidence sequence for the mean of values between `lowest` and `highest`; of none, everything."""
+    if not len(values):
+        return Interval(float("nan"), lowest, highest)
+    estimate = float(np.mean(values))
+    low = _lower_bound(values, lowest, highest, alpha)
+    return Interval(estimate, low, -_lower_bound(-values, -highest, -lowest, alpha))
+
+
+def shift_interval(
+    challenger: Numbers, champion: Numbers, cuts: Numbers, share: float, alpha: float
+) -> Interval:
+    """A confidence sequence for the largest difference of the two distribution functions at the `cuts`.
+
+    The cuts must be chosen without the values. Evidence for a shift is the mean capital over cuts and
+    directions: a mixture, which costs the logarithm of their number where a union bound would cost the same
+    in every one. The upper end needs no correction: it is below the truth only if it is so at the cut where
+    the difference is largest. A sequential Kolmogorov-Smirnov test on a grid (compare Howard & Ramdas 2022, section 4).
+    """
+    by_cut = [blocks(challenger <= cut, champion <= cut, share) for cut in cuts]
+    if not by_cut or not len(by_cut[0]):
+        return Interval(float("nan"), 0.0, 1.0)
+    signed = [_binned(sign * one, -1.0, 1.0) for one in by_cut for sign in (1.0, -1.0)]
+    estimate = max(abs(float(one.mean())) for one in by_cut)
+
+    def evidence(shift: float) -> float:
+        each = [log_capital(values, shift + 1.0, counts) for values, counts in signed]
+        return float(np.logaddexp.reduce(each)) - log(len(each))
+
+    low = _last_refuted(evidence, 0.0, estimate, alpha)
+    high = max(-_lower_bound(-sign * one, -1.0, 1.0, alpha) for one in by_cut for sign in (1.0, -1.0))
+    return Interval(estimate, low, high)
+
+
+def quantile_ratio_interval(
+    challenger: Numbers, champion: Numbers, quantile: float, alpha: float
+) -> Interval:
+    """A confidence sequence for the challenger's quantile over the champion's; values above 0.
+
+    "The ratio is at most r" says that the champion's quantile is some x and the challenger's at most r·x. Counts
+    on either side of x and r·x bet against it (Howard & Ramdas 2022, section 3), in each arm, and since both
+    bets are fair at once their product is: whatever x is, the product refutes. So arms of any size, interleaved
+    in any way, and no union bound over them.
+    """
+    if not len(challenger) or not len(champion):
+        return Interval(float("nan"), 0.0, inf)
+    ours, theirs = np.sort(challenger), np.sort(champion)
+    estimate = float(np.quantile(ours, quantile) / np.quantile(theirs, quantile))
+    widest = log(max(ours[-1] / theirs[0], theirs[-1] / ours[0], 1.0)) + 1.0
+    middle = log(estimate)
+    low = _last_refuted(
+        lambda r: slower_evidence(ours, theirs, quantile, exp(r), alpha), -widest, middle, alpha
+    )
+    # The other side is the same question with the arms changed over.
+    other = _last_refuted(
+        lambda r: slower_evidence(theirs, ours, quantile, exp(r), alpha), -widest, -middle, alpha
+    )
+    return Interval(estimate, exp(low) if low > -widest else 0.0, exp(-other) if other > -widest else inf)
+
+
+def slower_evidence(ours: Numbers, theirs: Numbers, quantile: float, ratio: float, alpha: float) -> float:
+    """The log capital against "the quantile of `ours` is at most `ratio` times that of `theirs`"; both sorted.
+
+    What lies above log(1/alpha) anyway is left out of the search for the worst x, so the value is exact only
+    below that.
+    """
+    enough = log(1.0 / alpha) + _SHARES
+    above = _first_count(len(ours), 1.0 - quantile, enough)
+    below = _first_count(len(theirs), quantile, enough)
+    # At the champion's x-th smallest value, x - 1 lie below it; beyond the last, all do.
+    largest = min(below, len(theirs))
+    smallest = int(np.searchsorted(theirs * ratio, ours[len(ours) - above])) if above <= len(ours) else 0
+    if smallest > largest:
+        return enough - _SHARES
+    ranks = np.arange(smallest, largest + 1)
+    at = np.append(theirs, inf)[ranks]
+    slower = len(ours) - np.searchsorted(ours, at * ratio, side="right")
+    under = np.searchsorted(theirs, at, side="left")
+    return float(
+        np.min(
+            _count_capital(slower, len(ours), 1.0 - quantile) + _count_capital(under, len(theirs), quantile)
+        )
+    )
+
+
+def share_interval(count: int, total: int, expected: float, alpha: float) -> Interval:
+    """A confidence sequence for the share behind `count` of `total`, narrowest where the share is as expected.
+
+    A beta mixture centred on the expected share, with the weight of 100 observations: the Dirichlet mixture of
+    Lindon & Malek 2022 (section 2) for two arms. Both ends together are wrong with probability at most alpha.
+    """
+    if not total:
+        return Interval(float("nan"), 0.0, 1.0)
+    before = 100.0 * expected, 100.0 * (1.0 - expected)
+    mixture = _log_beta(before[0] + count, before[1] + total - count) - _log_beta(*before)
+
+    def evidence(share: float) -> float:
+        if (share <= 0.0 and count) or (share >= 1.0 and count < total):
+            return inf
+        seen = count * log(share) if count else 0.0
+        return mixture - seen - ((total - count) * log1p(-share) if count < total else 0.0)
+
+    estimate = count / total
+    low = _last_refuted(evidence, 0.0, estimate, alpha)
+    high = 1.0 - _last_refuted(lambda rest: evidence(1.0 - rest), 0.0, 1.0 - estimate, alpha)
+    return Interval(estimate, low, high)
+
+
+def requests_needed(
+    values: Numbers, weights: Numbers, *, lowest: float, alpha: float, power: float, tolerated: float = 0.0
+) -> int:
+    """How many blocks show a mean above `tolerated`, with probability `power`, if this is their distribution.
+
+    A formula, and a careful one: the log capital of the best fixed fraction is a random walk with drift g and
+    deviation s per block, taken as normal, and the mixture has at least its share of it. So the n for which
+    n·g - z(power)·s·sqrt(n) reaches log(1/alpha) plus the log of the number of fractions. Only the last look is
+    counted, not the chance to have seen it before.
+
+    Raises `ValueError` if the distribution does not lie above `tolerated`: no number of requests shows that.
+    """
+    weights = weights / weights.sum()
+    growth = np.log1p(FRACTIONS[1:, None] * ((values - tolerated) / (tolerated - lowest))[None, :])
+    drift = growth @ weights
+    deviation = np.sqrt(np.maximum((growth**2) @ weights - drift**2, 0.0))
+    goal, z = log(1.0 / alpha) + _SHARES, NormalDist().inv_cdf(power)
+    needed = [
+        ((z * s + sqrt((z * s) ** 2 + 4.0 * g * goal)) / (2.0 * g)) ** 2
+        for g, s in zip(drift.tolist(), deviation.tolist(), strict=True)
+        if g > 0
+    ]
+    if not needed:
+        raise ValueError(
+            "The mean of these values is not above what is tolerated, so no number of them shows it."
+        )
+    return ceil(min(needed))
+
+
+def _binned(values: Numbers, lowest: float, highest: float) -> tuple[Numbers, Numbers]:
+    """Values above `lowest`, and how often; many are rounded down, which only ever loses capital."""
+    lifted = np.maximum(values - lowest, 0.0)
+    if len(lifted) > _BINS:
+        step = (highest - lowest) / _BINS
+        lifted = np.floor(lifted / step + 1e-9) * step
+    found, counts = np.unique(lifted, return_counts=True)
+    return found, counts.astype(np.float64)
+
+
+def _lower_bound(values: Numbers, lowest: float, highest: float, alpha: float) -> float:
+    lifted, counts = _binned(values, lowest, highest)
+    estimate = float(np.average(lifted, weights=counts))
+    return lowest + _last_refuted(lambda mean: log_capital(lifted, mean, counts), 0.0, estimate, alpha)
+
+
+def _last_refuted(evidence: Callable[[float], float], low: float, high: float, alpha: float) -> float:
+    """Where evidence, falling from `low` to `high`, passes log(1/alpha), or `low` where it never reaches that."""
+    needed = log(1.0 / alpha)
+    if evidence(low) < needed:
+        return low
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        if evidence(middle) >= needed:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _count_capital(count: NDArray[Any], total: int, chance: float) -> Numbers:
+    """The log capital of `count` of `total` against "the chance of each is at most `chance`"; rises with it."""
+    won, lost = np.log1p(FRACTIONS * (1.0 / chance - 1.0)), np.log1p(-FRACTIONS)
+    growth = np.multiply.outer(won, count) + np.multiply.outer(lost, total - count)
+    capital: Numbers = np.logaddexp.reduce(growth, axis=0) - _SHARES
+    return capital
+
+
+def _first_count(total: int, chance: float, needed: float) -> int:
+    """The smallest count of `total` with that much capital; one more than there are if none has it."""
+    low, high = 0, total + 1
+    while low < high:
+        middle = (low + high) // 2
+        if middle <= total and _count_capital(np.array([middle]), total, chance)[0] < needed:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _log_beta(a: float, b: float) -> float:
+    return lgamma(a) + lgamma(b) - lgamma(a + b)
