@@ -133,8 +133,13 @@ class Signature:
         """
         columns = {}
         for name, column in self._served.items():
-            values = [stored(record.get(name), column.kind) for record in records]
             problems = Problems()
+            for row, record in enumerate(records):
+                if name not in record:
+                    # Null would be an answer to another question: this version's features were never published.
+                    problems.add(name, row, "it is not among them")
+                    break
+            values = [stored(record.get(name), column.kind) for record in records]
             columns[name] = convert(column, values, problems, show=column.name not in self._personal)
             if problems.found:
                 raise BadRequestError(

@@ -434,6 +434,7 @@ def test_stored_features_become_the_columns_that_training_saw() -> None:
         "small": 1,
         "member": True,
         "plan": 3,
+        "city": None,
         "since": datetime(2026, 1, 31),  # noqa: DTZ001
     }
 
@@ -446,6 +447,15 @@ def test_stored_features_become_the_columns_that_training_saw() -> None:
     assert columns["since"][0] == np.datetime64("2026-01-31T00:00:00")
     with pytest.raises(BadRequestError, match="column 'age', row 0: it is null, and required") as caught:
         SIGNATURE.complete([stored | {"age": None}])
+    assert caught.value.status == 404
+
+
+def test_a_feature_that_was_never_published_is_not_taken_for_null() -> None:
+    stored = {"age": 41, "income": None, "visits": 7, "small": 1, "member": True, "plan": 3}
+    stored["since"] = datetime(2026, 1, 31)  # noqa: DTZ001
+
+    with pytest.raises(BadRequestError, match="column 'city', row 0: it is not among them") as caught:
+        SIGNATURE.complete([stored, stored])
     assert caught.value.status == 404
 
 
