@@ -302,10 +302,11 @@ class ContenderDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]
         """An endpoint in Databricks' shape; `problem`, `generation` and `url` are ours."""
         said = control.status(self._folders.root) or {}
         seen = said.get("endpoints", {}).get(endpoint.name, {})
-        up_to_date = seen.get("generation_in_effect") == endpoint.generation
-        failed = (
-            seen.get("generation") == endpoint.generation and seen.get("config_update") == "UPDATE_FAILED"
-        )
+        # Its creation, too: one that was deleted and made again begins with the first generation again.
+        this = (endpoint.generation, endpoint.created_at.isoformat())
+        up_to_date = (seen.get("generation_in_effect"), seen.get("created_at_in_effect")) == this
+        known = (seen.get("generation"), seen.get("created_at")) == this
+        failed = known and seen.get("config_update") == "UPDATE_FAILED"
         update = "NOT_UPDATING" if up_to_date else "UPDATE_FAILED" if failed else "IN_PROGRESS"
         url = f"{said['gateway']['url']}/serving-endpoints/{endpoint.name}/invocations" if said else None
         return {

@@ -19,6 +19,8 @@ from serving.folders import Folders
 
 START_SECONDS = 30.0
 STOP_SECONDS = 45.0
+_NAMED_SECONDS = 5.0
+"""How long a supervisor that has the lock may take to write its process id."""
 
 
 class DataPlaneError(ContenderError):
@@ -26,18 +28,30 @@ class DataPlaneError(ContenderError):
 
 
 def running(folders: Folders) -> int | None:
-    """The process id of the supervisor that holds the root's lock; None where nobody does."""
+    """The process id of the supervisor that holds the root's lock; None where nobody does.
+
+    Raises:
+        DataPlaneError: somebody holds it and does not say who.
+    """
     import fcntl
 
     descriptor = os.open(folders.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + _NAMED_SECONDS
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return int(os.read(descriptor, 32) or b"0")
-    else:
-        return None
+        while time.monotonic() < deadline:
+            try:
+                # Shared, so that two who ask at once do not take each other for a supervisor.
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                said = os.pread(descriptor, 32, 0)
+                if said.isdigit() and int(said):
+                    return int(said)
+            else:
+                return None
+            time.sleep(0.005)
     finally:
         os.close(descriptor)
+    raise DataPlaneError(f"{folders.lock}: a process holds this lock and does not say which it is")
 
 
 def instructions_file(folders: Folders) -> Path:

@@ -86,7 +86,11 @@ def fetch(
         check_files(standing)
         served = read_served(standing)
         _require_allowed(served.flavor, serving, f"{name} version {version}")
-        if not _wanted(served, serving):
+        if not _has_interpreter(served):
+            ours = served.model_copy(update={"python": "", "requirements_digest": ""})
+            served = _with_environment(ours, standing, environments or folder.parent / "environments")
+            _rehearse(standing, choose_engine(standing, served, serving), None)
+        elif not _wanted(served, serving):
             choose_engine(standing, served, serving)
         return standing
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +131,7 @@ def ready_folder(name: str, version: str, folder: Path, serving: Serving) -> Pat
     check_files(standing)
     served = read_served(standing)
     allowed = served.flavor == "skops" or serving.other_flavors
-    return standing if allowed and _wanted(served, serving) else None
+    return standing if allowed and _wanted(served, serving) and _has_interpreter(served) else None
 
 
 def _prefix(name: str, version: str) -> str:
@@ -444,6 +448,11 @@ def _trained_python(model: Path) -> str:
         return str(said["python"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return ""
+
+
+def _has_interpreter(served: ServedModel) -> bool:
+    """Whether the interpreter that a version needs is still there."""
+    return not served.python or Path(served.python).exists()
 
 
 # Its engine -------------------------------------------------------------------------------------------------

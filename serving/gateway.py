@@ -295,8 +295,8 @@ def _address(host: str) -> str:
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON file for its owner alone, and move it in place from outside the watched folder."""
     staged = path.parent.parent / f"{path.name}.{os.getpid()}.partial"
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(document, file)
         staged.replace(path)

@@ -11,6 +11,8 @@ from pathlib import Path
 FIRST_BACK_OFF, LONGEST_BACK_OFF = 0.1, 10.0
 STEADY_SECONDS = 30.0
 """After living this long, a process that dies is started again at once."""
+NEVER_STARTED = 127
+"""The exit code of what could not be started, as shells have it."""
 
 
 class Child:
@@ -56,19 +58,28 @@ class Child:
         self._not_before = time.monotonic() + (0.0 if lived >= STEADY_SECONDS else self._back_off)
 
     async def start(self, command: Sequence[str], listening: socket.socket | None = None) -> None:
-        """Start it from the calling thread; `listening` is passed on, and closed here."""
-        with self.log.open("ab") as output:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                pass_fds=() if listening is None else (listening.fileno(),),
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        if listening is not None:
-            listening.close()
+        """Start it from the calling thread; `listening` is passed on, and closed here.
+
+        Raises:
+            OSError: it cannot be started; it may be tried again after its back-off.
+        """
         self._started = time.monotonic()
+        try:
+            with self.log.open("ab") as output:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=() if listening is None else (listening.fileno(),),
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                )
+        except OSError:
+            self._ended(NEVER_STARTED)
+            raise
+        finally:
+            if listening is not None:
+                listening.close()
 
     async def stop(self, grace_seconds: float) -> None:
         """Ask it to end, and end it if it does not within `grace_seconds`."""

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ LOOK_SECONDS = 0.5
 """How often workers that serve are asked how they are; those that start are asked at every tick or so."""
 STATUS_SECONDS = 1.0
 MLFLOW_WAITS_SECONDS = 20.0
+LOCK_SECONDS = 0.5
+"""How long the root's lock is waited for: whoever asks whether it is held has it for a moment."""
+LEAVE_SECONDS = 0.5
+"""How long a worker that no plan names any more still answers: the gateway may have sent somebody to it just before."""
 
 
 @dataclass
@@ -68,6 +73,7 @@ class Supervisor:
         )
         self._endpoints: dict[str, _Served] = {}
         self._units: dict[tuple[str, str, str, str], Unit] = {}
+        self._retiring: list[Callable[[], Awaitable[None]]] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._problems: dict[str, str] = {}
         self._gateway: Gateway = chosen_gateway(self.folders.run, given.serving.gateway, given.serving.limits)
@@ -199,14 +205,17 @@ class Supervisor:
         while True:
             self._read_desired()
             wanted = self._wanted()
-            leaving = [unit for key, unit in self._units.items() if key not in wanted]
+            self._retiring += [unit.stop for key, unit in self._units.items() if key not in wanted]
             self._units = wanted
             for unit in self._units.values():
                 await unit.tend()
+                if released := unit.released():
+                    self._retiring.append(partial(unit.end, released))
             self._apply_desired()
-            await self._bring_into_effect()
-            for unit in leaving:
-                self._leaving.add(asyncio.create_task(unit.stop()))
+            if await self._bring_into_effect():
+                # Not before: until then the gateway may send requests to them.
+                self._leaving |= {asyncio.create_task(_later(end)) for end in self._retiring}
+                self._retiring = []
             self._leaving = {task for task in self._leaving if not task.done()}
             await asyncio.sleep(TICK_SECONDS)
 
@@ -255,18 +264,20 @@ class Supervisor:
         self._problems.pop("callers", None)
         return found
 
-    async def _bring_into_effect(self) -> None:
+    async def _bring_into_effect(self) -> bool:
+        """Have the gateway do what it is to do now; whether it does."""
         plan = self._next_plan()
         if plan.version == self._plan.version:
-            return
+            return True
         try:
             await asyncio.to_thread(self._gateway.apply, plan)
         except ContenderError as error:
             self._problems["gateway"] = str(error)
-            return
+            return False
         self._problems.pop("gateway", None)
         self._plan = plan
         self._changed.set()
+        return True
 
     async def _keep_gateway(self) -> None:
         while True:
@@ -292,9 +303,10 @@ class Supervisor:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _end(self) -> None:
-        """Stop taking requests, drain, and end everything."""
+        """Drain and end everything; the gateway after the scorers, since their last answers go through it."""
+        retiring = [end() for end in self._retiring]
+        await asyncio.gather(*(unit.stop() for unit in self._units.values()), *retiring, *self._leaving)
         await self._gateway_child.stop(2)
-        await asyncio.gather(*(unit.stop() for unit in self._units.values()), *self._leaving)
         await self._mlflow_child.stop(15)
         self.folders.status.unlink(missing_ok=True)
 
@@ -353,7 +365,7 @@ class Supervisor:
         units = [unit for unit in self._units.values() if unit.endpoint == name]
         names = {route.served_entity_name for route in traffic.routes if route.traffic_percentage}
         answering = any(unit.ready for unit in units if unit.entity.name in names)
-        failed = [unit.problem for unit in units if unit.problem]
+        failed = [said for unit in units if not unit.ready and (said := unit.said_problem())]
         up_to_date = served.applied is served.desired
         return {
             "ready": answering,
@@ -361,9 +373,16 @@ class Supervisor:
             "problem": self._problems.get(name) or (failed[0] if failed else ""),
             "generation": served.desired.generation,
             "generation_in_effect": served.applied.generation if served.applied else 0,
+            "created_at": served.desired.created_at.isoformat(),
+            "created_at_in_effect": served.applied.created_at.isoformat() if served.applied else None,
             "traffic": traffic.model_dump(mode="json"),
             "entities": [unit.status() for unit in units],
         }
+
+
+async def _later(end: Callable[[], Awaitable[None]]) -> None:
+    await asyncio.sleep(LEAVE_SECONDS)
+    await end()
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -399,11 +418,16 @@ def main() -> int:
     given = Instructions.model_validate_json(Path(sys.argv[1]).read_bytes())
     folders = Folders(Path(given.root))
     lock = os.open(folders.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"another supervisor serves {given.root}", file=sys.stderr)  # noqa: T201 - its log
-        return 2
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                print(f"another supervisor serves {given.root}", file=sys.stderr)  # noqa: T201 - its log
+                return 2
+            time.sleep(0.01)
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
 

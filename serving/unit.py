@@ -1,16 +1,18 @@
 """One version served for one endpoint: its files fetched, its workers started, watched and replaced."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.environment import Serving
-from deployments.errors import ContenderError
+from deployments.errors import ContenderError, first_line
 from serving.endpoint import ServedEntity
 from serving.fetch import ready_folder
 from serving.folders import Folders
@@ -64,6 +66,7 @@ class Unit:
         self.served: ServedModel | None = None
         self.problem = ""
         self.workers: list[Worker] = []
+        self._surplus: list[Worker] = []
         self._fetching: asyncio.Task[None] | None = None
         self._fetch_back_off, self._fetch_not_before = FIRST_BACK_OFF, 0.0
         self.stopping = False
@@ -80,6 +83,16 @@ class Unit:
 
     async def tend(self) -> None:
         """Do what there is to do now, without waiting for it: fetch, start, restart, adjust the number of workers."""
+        try:
+            await self._tended()
+        except OSError as error:
+            # Whatever becomes of this version, the others are to be tended, and leases to lapse.
+            self.problem = f"a worker cannot be started: {error}"
+            if isinstance(error, FileNotFoundError):
+                # Its interpreter is gone: to be made ready anew.
+                self.folder = None
+
+    async def _tended(self) -> None:
         if self.stopping:
             return
         if self.folder is None:
@@ -92,7 +105,7 @@ class Unit:
         while len(self.workers) > self.entity.workers:
             surplus = self.workers.pop()
             surplus.ready = False
-            await surplus.child.stop(self._sources.serving.limits.drain_seconds)
+            self._surplus.append(surplus)
         for number, worker in enumerate(self.workers):
             if not worker.child.alive:
                 worker.ready = False
@@ -109,6 +122,7 @@ class Unit:
         command += ["--root", str(self._folders.root), "--settings", str(self._sources.settings)]
         command += ["--fd", str(listening.fileno()), "--tether"]
         await worker.child.start(command, listening)
+        self.problem = ""
 
     async def look(self, session: "aiohttp.ClientSession") -> None:
         """Ask every worker how it is; one that does not say that it is ready is taken out."""
@@ -131,18 +145,24 @@ class Unit:
             self._fetching = asyncio.create_task(self._fetched())
 
     async def _fetched(self) -> None:
-        entity, sources = self.entity, self._sources
         try:
-            standing = await asyncio.to_thread(
-                ready_folder, entity.entity_name, entity.entity_version, self._folders.models, sources.serving
-            )
-        except (ContenderError, OSError) as error:
+            self._found(await self._made_ready())
+        except ContenderError as error:
             self._failed(str(error))
-            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and tried again
+            self._failed(f"{type(error).__name__}: {first_line(error)}")
+
+    async def _made_ready(self) -> Path:
+        """The folder of the version, fetched where it does not stand."""
+        entity, sources = self.entity, self._sources
+        standing = await asyncio.to_thread(
+            ready_folder, entity.entity_name, entity.entity_version, self._folders.models, sources.serving
+        )
         if standing is not None:
-            self._found(standing)
-            return
-        command = [sys.executable, "-m", "serving.fetch", "--name", entity.entity_name]
+            return standing
+        # Tethered, so that neither it nor what it starts outlives us.
+        command = [sys.executable, "-m", "serving.tether", "--"]
+        command += [sys.executable, "-m", "serving.fetch", "--name", entity.entity_name]
         command += ["--version", entity.entity_version, "--folder", str(self._folders.models)]
         command += ["--tracking-uri", sources.tracking_uri, "--registry-uri", sources.registry_uri]
         command += [
@@ -151,27 +171,17 @@ class Unit:
             "--allowed-packages",
             ",".join(sources.allowed_packages),
         ]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            said, errors = await process.communicate()
-        except asyncio.CancelledError:
-            process.kill()
-            raise
+        code, said, errors = await _ran(command)
         with (self._folders.logs / "fetch.log").open("ab") as log:
             log.write(errors)
-        if process.returncode == 0:
-            self._found(Path(json.loads(said.decode().strip().splitlines()[-1])["folder"]))
-        else:
+        if code:
             lines = errors.decode("utf-8", "replace").strip().splitlines() or ["the fetch said nothing"]
-            self._failed(lines[-1])
+            raise ContenderError(lines[-1])
+        return Path(json.loads(said.decode().strip().splitlines()[-1])["folder"])
 
     def _found(self, folder: Path) -> None:
-        self.folder, self.served, self.problem = folder, read_served(folder), ""
+        self.served = read_served(folder)
+        self.folder, self.problem = folder, ""
         self._fetching = None
 
     def _failed(self, problem: str) -> None:
@@ -185,15 +195,29 @@ class Unit:
         self.stopping = True
         if self._fetching is not None:
             self._fetching.cancel()
-        grace = self._sources.serving.limits.drain_seconds + 2
-        await asyncio.gather(*(worker.child.stop(grace) for worker in self.workers))
+            await asyncio.gather(self._fetching, return_exceptions=True)
+        await self.end([*self.workers, *self.released()])
 
-    def status(self) -> dict[str, Any]:
-        """For people and metrics."""
+    def released(self) -> list[Worker]:
+        """Workers that are too many by now, to be ended by the caller once nobody is sent to them any more."""
+        released, self._surplus = self._surplus, []
+        return released
+
+    async def end(self, workers: Sequence[Worker]) -> None:
+        """Drain and end some workers."""
+        grace = self._sources.serving.limits.drain_seconds + 2
+        await asyncio.gather(*(worker.child.stop(grace) for worker in workers))
+
+    def said_problem(self) -> str:
+        """What keeps it from answering, or from answering with all workers; empty where nothing does."""
         problem = self.problem
         for worker in self.workers:
             if not worker.ready and worker.child.restarts:
                 problem = problem or f"worker ended with {worker.child.last_exit}: {worker.child.said_last()}"
+        return problem
+
+    def status(self) -> dict[str, Any]:
+        """For people and metrics."""
         return {
             "name": self.entity.name,
             "entity_name": self.entity.entity_name,
@@ -201,6 +225,23 @@ class Unit:
             "engine": self.served.engine if self.served else None,
             "engine_reason": self.served.engine_reason if self.served else None,
             "ready": bool(self.ready),
-            "problem": problem,
+            "problem": self.said_problem(),
             "workers": [worker.status() for worker in self.workers],
         }
+
+
+async def _ran(command: Sequence[str]) -> tuple[int, bytes, bytes]:
+    """The exit code, output and errors of a tethered command; cancelled, it is ended, and waited for."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        # Not by communicate(), which closes the standard input that the tether watches.
+        said, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+        return await process.wait(), said, errors
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+        raise
