@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 import pyarrow as pa
@@ -174,6 +175,8 @@ class _PredictionTable:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._delta = self._opened()
+        # The last commits of a fold that was killed may not have been forced onto the disk.
+        self._forced = -1 if self.version is None else max(-1, self.version - 2)
 
     @property
     def version(self) -> int | None:
@@ -244,6 +247,23 @@ class _PredictionTable:
             ),
         )
         self._delta = self._opened()
+
+    def force(self) -> None:
+        """Force what was committed onto the disk, so that the segments that it came from may go."""
+        if self.version is None or self._forced == self.version:
+            return
+        log = self._path / "_delta_log"
+        written = {log, self._path, log / "_last_checkpoint"}
+        for version in range(self._forced + 1, self.version + 1):
+            written |= set(log.glob(f"{version:020d}.*"))
+            commit = log / f"{version:020d}.json"
+            for line in commit.read_bytes().splitlines() if commit.exists() else ():
+                if added := orjson.loads(line).get("add"):
+                    file = self._path / unquote(added["path"])
+                    written |= {file, file.parent}
+        for path in written:
+            _force(path)
+        self._forced = self.version
 
     def _opened(self) -> Any:
         from deltalake import DeltaTable
@@ -342,6 +362,8 @@ class _Folding:
         self.batches, self.progress = [], {}
         self.pending_rows = self.pending_bytes = self.pending_lost = self.pending_corrupt = 0
         finished, self.finished = self.finished, []
+        if finished:
+            self.table.force()
         for path, damaged in finished:
             _remove(path, damaged=damaged)
 
@@ -523,6 +545,17 @@ def _text(value: Any) -> str | None:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _force(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path, *, damaged: bool) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -656,3 +657,27 @@ def test_the_command_says_in_a_sentence_what_stopped_it(opened, tmp_path, capsys
 
     assert code == 1
     assert "was not made by folding" in capsys.readouterr().err
+
+
+def test_a_segment_goes_only_after_what_replaces_it_is_on_the_disk(opened, tmp_path, monkeypatch):
+    written(opened, 3)
+    forced, sync = set(), os.fsync
+    at_removal = []
+
+    def noted(descriptor):
+        forced.add(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    remove = folding._remove
+    monkeypatch.setattr(
+        folding, "_remove", lambda *given, **how: (at_removal.append(set(forced)), remove(*given, **how))
+    )
+
+    fold(tmp_path, "churn")
+
+    table = Folders(tmp_path).predictions("churn").resolve()
+    files = [str(path) for path in table.rglob("*") if path.suffix in {".parquet", ".json"}]
+    assert len(files) == 3
+    assert at_removal
+    assert at_removal[0] >= {*files, *(str(Path(file).parent) for file in files)}
