@@ -45,7 +45,7 @@ def serve_champion(platform: Platform, model: str) -> Served:
 def unserved_champions(platform: Platform) -> Iterator[str]:
     """Models of this environment that have a champion and no endpoint."""
     served = {found["name"] for found in platform.endpoints.list_endpoints()}
-    for registered in Tracking(platform).client.search_registered_models():
+    for registered in _registered_models(Tracking(platform)):
         number = dict(registered.aliases).get(CHAMPION)
         if number is None:
             continue
@@ -57,6 +57,17 @@ def unserved_champions(platform: Platform) -> Iterator[str]:
             and platform.endpoint(model) not in served
         ):
             yield model
+
+
+def _registered_models(tracking: Tracking) -> Iterator[Any]:
+    """All of them, page by page."""
+    token: str | None = None
+    while True:
+        page = tracking.client.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _entity(champion: ChampionRef) -> dict[str, Any]:
