@@ -311,8 +311,11 @@ def _binomial(trials: int, chance: float) -> Numbers:
 
 
 def zero_one_loss(labels: ArrayLike, predictions: ArrayLike) -> Numbers:
-    """1 where the predicted class is wrong; for binary and multiclass."""
-    return (np.asarray(labels) != np.asarray(predictions)).astype(np.float64)
+    """1 where the predicted class is wrong, NaN where there is no label; for binary and multiclass."""
+    known = np.asarray(labels, dtype=object)
+    wrong = np.where(known != np.asarray(predictions, dtype=object), 1.0, 0.0)
+    # What is not even itself is NaN.
+    return np.where((known == np.array(None)) | (known != known), math.nan, wrong)
 
 
 def brier_loss(labels: ArrayLike, probabilities: ArrayLike) -> Numbers:
