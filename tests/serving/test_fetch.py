@@ -543,3 +543,28 @@ def test_a_version_with_other_pins_answers_in_an_environment_of_its_own(registry
     assert served.engine_reason.startswith("its environment differs from ours: orjson==3.11.0 (here ")
     assert Path(served.python).is_relative_to(tmp_path / "environments")
     assert fetching._asked_there(folder, served)[1] == pytest.approx(registry.trained.expected, abs=1e-9)
+
+
+def test_an_environment_that_was_removed_is_built_again(registry, pinned_elsewhere, tmp_path, monkeypatch):
+    from serving import virtual_environment
+
+    built = tmp_path / "environments" / "python"
+
+    def interpreter(*_):
+        built.parent.mkdir(exist_ok=True)
+        built.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        built.chmod(0o755)
+        return built
+
+    monkeypatch.setattr(virtual_environment, "interpreter", interpreter)
+    version = pinned_elsewhere("orjson==3.11.0")
+    folder = registry.fetch(tmp_path / "models", version=version)
+    ready = (registry.name, version, tmp_path / "models", Serving())
+    assert fetching.ready_folder(*ready) == folder
+    built.unlink()
+
+    assert fetching.ready_folder(*ready) is None
+    assert registry.fetch(tmp_path / "models", version=version) == folder
+
+    assert built.exists()
+    assert fetching.ready_folder(*ready) == folder
