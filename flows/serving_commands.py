@@ -158,12 +158,15 @@ def _last_lines(path: Path, count: int) -> list[str]:
 
 
 def _written_since(path: Path, seen: dict[Path, int]) -> list[str]:
-    """Whole lines that were added; a log that became shorter is read from its beginning."""
-    size = path.stat().st_size
-    begin = seen[path] if size >= seen[path] else 0
-    with path.open("rb") as file:
-        file.seek(begin)
-        added = file.read()
+    """Whole lines that were added; a log that became shorter is read from its beginning, a missing one later."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            begin = seen[path] if size >= seen[path] else 0
+            file.seek(begin)
+            added = file.read()
+    except FileNotFoundError:
+        return []
     whole = added[: added.rfind(b"\n") + 1]
     seen[path] = begin + len(whole)
     return whole.decode("utf-8", "replace").splitlines()
