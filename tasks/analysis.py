@@ -294,7 +294,8 @@ def required_requests(
 def _binomial(trials: int, chance: float) -> Numbers:
     """The probability of each number of successes, 0 to all."""
     if chance in {0.0, 1.0}:
-        return np.eye(trials + 1)[round(chance * trials)]
+        certain: Numbers = np.eye(trials + 1)[round(chance * trials)]
+        return certain
     n, p = trials, chance
     logs = [
         math.lgamma(n + 1)
@@ -304,7 +305,8 @@ def _binomial(trials: int, chance: float) -> Numbers:
         + (n - k) * math.log1p(-p)
         for k in range(n + 1)
     ]
-    return np.exp(np.array(logs))
+    probabilities: Numbers = np.exp(np.array(logs))
+    return probabilities
 
 
 # Losses -----------------------------------------------------------------------------------------------------
@@ -314,8 +316,8 @@ def zero_one_loss(labels: ArrayLike, predictions: ArrayLike) -> Numbers:
     """1 where the predicted class is wrong, NaN where there is no label; for binary and multiclass."""
     known = np.asarray(labels, dtype=object)
     wrong = np.where(known != np.asarray(predictions, dtype=object), 1.0, 0.0)
-    # What is not even itself is NaN.
-    return np.where((known == np.array(None)) | (known != known), math.nan, wrong)
+    missing = [label is None or (isinstance(label, float) and math.isnan(label)) for label in known.tolist()]
+    return np.where(missing, math.nan, wrong)
 
 
 def brier_loss(labels: ArrayLike, probabilities: ArrayLike) -> Numbers:

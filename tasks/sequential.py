@@ -41,11 +41,14 @@ __all__ = [
 
 Numbers = NDArray[np.float64]
 
-FRACTIONS: Numbers = np.concatenate([[0.0], np.geomspace(0.002, 0.98, 15)])
-"""What the gamblers stake, a fraction each; the capital is their mean. The first keeps his money, so that no
-capital ever falls below one share of the whole."""
+FRACTIONS: Numbers = np.concatenate([[0.0], np.geomspace(0.004, 0.98, 9)])
+"""What the gamblers stake, a fraction each. The first keeps his money, so that no capital ever falls below his."""
 
-_SHARES = float(np.log(len(FRACTIONS)))
+WEIGHTS: Numbers = np.concatenate([[0.03], 0.97 * np.sqrt(FRACTIONS[1:]) / np.sqrt(FRACTIONS[1:]).sum()])
+"""What the gamblers begin with, 1 together. Bold ones have more: what a release must stop is large, and small harm
+takes so many requests that beginning with little hardly matters."""
+
+_LOG_WEIGHTS: Numbers = np.log(WEIGHTS)
 _BINS = 16_384
 _HALVINGS = 40
 
@@ -69,13 +72,18 @@ def log_capital(values: Numbers, mean: float, counts: Numbers | None = None) -> 
         return inf if np.any(values > 0) else 0.0
     growth = np.log1p(FRACTIONS[:, None] * (values / mean - 1.0)[None, :])
     total = growth.sum(axis=1) if counts is None else growth @ counts
-    return float(np.logaddexp.reduce(total)) - _SHARES
+    return float(np.logaddexp.reduce(total + _LOG_WEIGHTS))
 
 
-def log_capital_path(values: Numbers, mean: float) -> Numbers:
-    """The log capital after each of the values, for those who want to see it grow; `values` are 0 or more."""
-    growth = np.log1p(FRACTIONS[:, None] * (values / mean - 1.0)[None, :]).cumsum(axis=1)
-    path: Numbers = np.logaddexp.reduce(growth, axis=0) - _SHARES
+def log_capital_path(values: Numbers, mean: float, every: int = 1) -> Numbers:
+    """The log capital after each look, for those who want to see it grow; `values` are 0 or more.
+
+    A look comes after `every` so many values; those after the last look are left out.
+    """
+    looks = len(values) // every
+    growth = np.log1p(FRACTIONS[:, None] * (values[: looks * every] / mean - 1.0)[None, :])
+    seen = growth.reshape(len(FRACTIONS), looks, every).sum(axis=2).cumsum(axis=1)
+    path: Numbers = np.logaddexp.reduce(seen + _LOG_WEIGHTS[:, None], axis=0)
     return path
 
 
@@ -165,14 +173,15 @@ def slower_evidence(ours: Numbers, theirs: Numbers, quantile: float, ratio: floa
     What lies above log(1/alpha) anyway is left out of the search for the worst x, so the value is exact only
     below that.
     """
-    enough = log(1.0 / alpha) + _SHARES
+    needed = log(1.0 / alpha)
+    enough = needed - float(_LOG_WEIGHTS[0])
     above = _first_count(len(ours), 1.0 - quantile, enough)
     below = _first_count(len(theirs), quantile, enough)
     # At the champion's x-th smallest value, x - 1 lie below it; beyond the last, all do.
     largest = min(below, len(theirs))
     smallest = int(np.searchsorted(theirs * ratio, ours[len(ours) - above])) if above <= len(ours) else 0
     if smallest > largest:
-        return enough - _SHARES
+        return needed
     ranks = np.arange(smallest, largest + 1)
     at = np.append(theirs, inf)[ranks]
     slower = len(ours) - np.searchsorted(ours, at * ratio, side="right")
@@ -213,8 +222,8 @@ def requests_needed(
     """How many blocks show a mean above `tolerated`, with probability `power`, if this is their distribution.
 
     A formula, and a careful one: the log capital of the best fixed fraction is a random walk with drift g and
-    deviation s per block, taken as normal, and the mixture has at least its share of it. So the n for which
-    n·g - z(power)·s·sqrt(n) reaches log(1/alpha) plus the log of the number of fractions. Only the last look is
+    deviation s per block, taken as normal, and the mixture has at least its weight w of it. So the n for
+    which n·g - z(power)·s·sqrt(n) reaches log(1/alpha) + log(1/w). Only the last look is
     counted, not the chance to have seen it before.
 
     Raises `ValueError` if the distribution does not lie above `tolerated`: no number of requests shows that.
@@ -223,10 +232,10 @@ def requests_needed(
     growth = np.log1p(FRACTIONS[1:, None] * ((values - tolerated) / (tolerated - lowest))[None, :])
     drift = growth @ weights
     deviation = np.sqrt(np.maximum((growth**2) @ weights - drift**2, 0.0))
-    goal, z = log(1.0 / alpha) + _SHARES, NormalDist().inv_cdf(power)
+    goals, z = log(1.0 / alpha) - _LOG_WEIGHTS[1:], NormalDist().inv_cdf(power)
     needed = [
         ((z * s + sqrt((z * s) ** 2 + 4.0 * g * goal)) / (2.0 * g)) ** 2
-        for g, s in zip(drift.tolist(), deviation.tolist(), strict=True)
+        for g, s, goal in zip(drift.tolist(), deviation.tolist(), goals.tolist(), strict=True)
         if g > 0
     ]
     if not needed:
@@ -270,7 +279,8 @@ def _count_capital(count: NDArray[Any], total: int, chance: float) -> Numbers:
     """The log capital of `count` of `total` against "the chance of each is at most `chance`"; rises with it."""
     won, lost = np.log1p(FRACTIONS * (1.0 / chance - 1.0)), np.log1p(-FRACTIONS)
     growth = np.multiply.outer(won, count) + np.multiply.outer(lost, total - count)
-    capital: Numbers = np.logaddexp.reduce(growth, axis=0) - _SHARES
+    weights = _LOG_WEIGHTS.reshape(-1, *[1] * count.ndim)
+    capital: Numbers = np.logaddexp.reduce(growth + weights, axis=0)
     return capital
 
 
@@ -278,11 +288,13 @@ def _first_count(total: int, chance: float, needed: float) -> int:
     """The smallest count of `total` with that much capital; one more than there are if none has it."""
     low, high = 0, total + 1
     while low < high:
-        middle = (low + high) // 2
-        if middle <= total and _count_capital(np.array([middle]), total, chance)[0] < needed:
-            low = middle + 1
-        else:
-            high = middle
+        tried = np.unique(np.linspace(low, high - 1, 64).astype(np.int64))
+        enough = _count_capital(tried, total, chance) >= needed
+        first = int(enough.argmax()) if enough.any() else len(tried)
+        low, high = (
+            int(tried[first - 1]) + 1 if first else low,
+            int(tried[first]) if first < len(tried) else high,
+        )
     return low
 
 
