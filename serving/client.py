@@ -5,6 +5,7 @@ state on disk; the supervisor brings it into effect. Its own additions stand bes
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -243,6 +244,8 @@ class ContenderDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]
     ) -> Any:
         """Ask an endpoint through the gateway; `inputs` is a frame, or JSON-like data in MLflow's protocol.
 
+        The API key, where one is needed, is taken from the environment variable CONTENDER_API_KEY.
+
         Raises:
             EndpointError: the data plane is down, or refuses the request and says why.
         """
@@ -252,10 +255,12 @@ class ContenderDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]
         said = control.status(self._folders.root)
         if said is None:
             raise EndpointError("the data plane is not up; start it with `python -m flows.run up`", TEMPORARY)
+        key = os.environ.get("CONTENDER_API_KEY")
         request = Request(  # noqa: S310 - our own gateway
             f"{said['gateway']['url']}/serving-endpoints/{name}/invocations",
             data=_body(inputs),
-            headers={"content-type": "application/json"},
+            headers={"content-type": "application/json"}
+            | ({"authorization": f"Bearer {key}"} if key else {}),
         )
         try:
             with urlopen(request, timeout=60) as answer:  # noqa: S310 - our own gateway

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,24 @@ def up(given: Mapping[str, Any]) -> dict[str, Any]:
         BadInputError: it runs with other settings, or a port is taken.
         DataPlaneError: it did not start.
     """
+    with _alone(Folders(Path(given["root"]))):
+        return _up(given)
+
+
+@contextlib.contextmanager
+def _alone(folders: Folders) -> Iterator[None]:
+    """One start at a time: the second waits for the first, and finds that it is up."""
+    import fcntl
+
+    descriptor = os.open(folders.run / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _up(given: Mapping[str, Any]) -> dict[str, Any]:
     folders = Folders(Path(given["root"]))
     written = instructions_file(folders)
     if running(folders) is not None:

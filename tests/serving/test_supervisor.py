@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -380,6 +382,96 @@ def test_what_breaks_in_the_supervisor_does_not_end_what_serves(plane):
     said = eventually(lambda: (found := plane.status())["reported"] > before and found)
     assert "IsADirectoryError" in eventually(lambda: plane.status()["problems"].get("reporting"))
     assert said["pid"] == plane.status()["pid"]
+
+
+def test_what_is_under_way_is_answered_when_everything_is_told_to_end(plane):
+    plane.up()
+    plane.serve()
+    many = [{"a": float(row % 9), "b": None, "ward": "x"} for row in range(100_000)]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(plane.ask, many)
+        eventually(lambda: plane.ask(path="health")[1]["in_flight"] or asked.done())
+
+        control.down(plane.root)
+
+        status, document, _ = asked.result()
+    assert status == 200
+    assert len(document["predictions"]) == 100_000
+
+
+def test_a_worker_too_many_is_ended_without_a_failed_request(plane):
+    plane.up()
+    plane.client.create_endpoint(
+        MODEL, {"served_entities": [{**entity("champion"), "workload_size": "Medium"}]}
+    )
+    plane.client.wait(MODEL)
+    eventually(lambda: [worker["ready"] for worker in plane.workers("champion")] == [True, True])
+    surplus = psutil.Process(plane.workers("champion")[1]["pid"])
+    ended, statuses = threading.Event(), []
+
+    def ask():
+        while not ended.is_set():
+            statuses.append(plane.ask()[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        plane.client.update_endpoint_config(MODEL, {"served_entities": [entity("champion")]})
+        try:
+            eventually(lambda: not live([surplus]))
+        finally:
+            ended.set()
+    for one in asking:
+        one.result()
+
+    assert set(statuses) == {200}
+
+
+def test_two_who_start_it_at_once_both_find_it_up(plane):
+    with ThreadPoolExecutor(2) as pool:
+        said = list(pool.map(lambda _: plane.up(), range(2)))
+
+    assert sorted(one["started_now"] for one in said) == [False, True]
+    assert said[0]["pid"] == said[1]["pid"]
+
+
+def test_the_client_asks_with_the_key_of_its_environment(plane, monkeypatch):
+    from serving import keys
+
+    gateway = {**plane.given["serving"]["gateway"], "require_key": True}
+    plane.up(serving={**plane.given["serving"], "gateway": gateway})
+    plane.serve()
+    row = {"dataframe_records": [{"a": 1.0, "b": None, "ward": "x"}]}
+    with pytest.raises(EndpointError, match="needs an API key"):
+        plane.client.predict(endpoint=MODEL, inputs=row)
+
+    monkeypatch.setenv("CONTENDER_API_KEY", keys.new_key(Folders(plane.root).keys, "shop"))
+
+    def answered():
+        try:
+            return plane.client.predict(endpoint=MODEL, inputs=row)
+        except EndpointError:
+            return None
+
+    assert len(eventually(answered)["predictions"]) == 1
+
+
+def test_a_fetch_ends_with_the_supervisor(plane):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nowhere = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        plane.up(tracking_uri=nowhere, registry_uri=nowhere)
+        missing = {**entity("champion"), "entity_version": "99"}
+        plane.client.create_endpoint(MODEL, {"served_entities": [missing]})
+
+        def fetching():
+            children = psutil.Process(plane.status()["pid"]).children(recursive=True)
+            return [child for child in children if "serving.fetch" in child.cmdline()]
+
+        fetches = eventually(fetching)
+        silent.accept()
+
+        os.kill(plane.status()["pid"], signal.SIGKILL)
+
+        eventually(lambda: not live(fetches), seconds=12)
 
 
 # The client -------------------------------------------------------------------------------------------------
