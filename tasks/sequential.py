@@ -50,7 +50,7 @@ takes so many requests that beginning with little hardly matters."""
 
 _LOG_WEIGHTS: Numbers = np.log(WEIGHTS)
 _BINS = 16_384
-_HALVINGS = 40
+_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def requests_needed(
     drift = growth @ weights
     deviation = np.sqrt(np.maximum((growth**2) @ weights - drift**2, 0.0))
     goals, z = log(1.0 / alpha) - _LOG_WEIGHTS[1:], NormalDist().inv_cdf(power)
-    needed = [
+    needed: list[float] = [
         ((z * s + sqrt((z * s) ** 2 + 4.0 * g * goal)) / (2.0 * g)) ** 2
         for g, s, goal in zip(drift.tolist(), deviation.tolist(), goals.tolist(), strict=True)
         if g > 0
