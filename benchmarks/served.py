@@ -120,13 +120,14 @@ def make_bench(folder: Path, *, log_megabytes: int = 8192) -> Bench:
 def data_plane(bench: Bench, config: Mapping[str, Any] | None = None) -> Iterator[Mapping[str, Any]]:
     """The data plane up, serving the champion, or what `config` says; its status. It is down afterwards."""
     platform = bench.platform
-    platform.data_plane.up()
     try:
+        platform.data_plane.up()
         platform.endpoints.create_endpoint(MODEL, config or {"served_entities": [entity("champion")]})
         platform.wait_for_endpoint(MODEL)
         yield settled(platform)
     finally:
-        platform.endpoints.delete_endpoint(MODEL)
+        for endpoint in platform.endpoints.list_endpoints():
+            platform.endpoints.delete_endpoint(endpoint["name"])
         platform.data_plane.down()
 
 
