@@ -158,15 +158,13 @@ def latency(
 ) -> Finding:
     """A quantile of latency, as the challenger's over the champion's, less 1: 0.2 is 20 % slower.
 
-    The unit of the latencies does not matter; all must be above 0. A quantile far out needs many requests: at
-    least log(1/alpha) / (1 - quantile) or so.
+    The unit of the latencies does not matter; all must be above 0, and nothing is slower than 1e12. A quantile
+    far out needs many requests: at least log(1/alpha) / (1 - quantile) or so.
     """
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"A quantile lies between 0 and 1; {quantile} does not.")
     name = f"latency p{100 * quantile:g}"
-    ours, theirs, problem = _arms(
-        challenger, champion, lowest=float(np.nextafter(0.0, 1.0)), highest=math.inf
-    )
+    ours, theirs, problem = _arms(challenger, champion, lowest=1e-9, highest=1e12)
     counts = Arms(len(ours), len(theirs))
     if problem:
         return _undecided(name, problem, alpha, counts, -1.0, math.inf)

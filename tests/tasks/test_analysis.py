@@ -135,8 +135,15 @@ def test_a_value_out_of_bounds_decides_nothing(judge: Judge) -> None:
     assert "outside 0 to 1" in found.reason
 
 
-def test_a_latency_of_nothing_is_no_latency() -> None:
-    assert median([0.0] * 200, [1.0] * 200).verdict is Verdict.INCONCLUSIVE
+@pytest.mark.parametrize("latency", [0.0, -1.0, 1e300])
+def test_what_can_be_no_latency_decides_nothing(latency: float) -> None:
+    assert median([latency] * 200, [1.0] * 200).verdict is Verdict.INCONCLUSIVE
+    assert median([1.0] * 200, [latency] * 200).verdict is Verdict.INCONCLUSIVE
+
+
+def test_latencies_that_are_all_the_same_are_compared_exactly() -> None:
+    assert median([5.0] * 300, [5.0] * 2700).verdict is Verdict.PASS
+    assert median([7.0] * 300, [5.0] * 2700).low == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("judge", [paired, paired_loss])
