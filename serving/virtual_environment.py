@@ -59,6 +59,11 @@ def read_requirements(text: str, source: str, leave_out: Sequence[str] = ()) -> 
             raise BadInputError(
                 f"{source}:{number}: {stated!r} is not the name of a package with versions; only such are served"
             ) from None
+        if requirement.url:
+            raise BadInputError(
+                f"{source}:{number}: {requirement.name} is asked for from an address, and the digest of a model does "
+                "not cover what lies there; name a version of it"
+            )
         name = canonicalize_name(requirement.name)
         if name not in leave_out and (requirement.marker is None or requirement.marker.evaluate()):
             found[name] = requirement
@@ -148,7 +153,9 @@ def _build(folder: Path, python: Path, packages: Sequence[str], version_wanted: 
         _uv("venv", "--quiet", "--python", base, str(folder))
         listed = folder / "packages.txt"
         listed.write_text("\n".join(packages) + "\n", encoding="utf-8")
-        _uv("pip", "install", "--quiet", "--python", str(python), "--requirements", str(listed))
+        # Wheels alone: a source distribution would run code of its own here, before anybody has asked for it.
+        only = ("--only-binary", ":all:")
+        _uv("pip", "install", "--quiet", *only, "--python", str(python), "--requirements", str(listed))
         _bring_our_source(folder, wanted or ours)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

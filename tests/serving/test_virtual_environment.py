@@ -62,6 +62,11 @@ def test_what_is_left_out_is_not_compared():
     assert [requirement.name for requirement in found] == ["skops"]
 
 
+def test_a_package_from_an_address_is_refused() -> None:
+    with pytest.raises(BadInputError, match="orjson is asked for from an address"):
+        read_requirements("numpy==2.0\norjson @ https://example.org/orjson.zip\n", "requirements.txt")
+
+
 @pytest.mark.parametrize(
     "line", ["-r other.txt", "--index-url http://x", "./here.whl", "git+https://x/y", "a b"]
 )
