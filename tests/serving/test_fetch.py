@@ -545,6 +545,7 @@ def test_a_version_with_other_pins_answers_in_an_environment_of_its_own(registry
     assert fetching._asked_there(folder, served)[1] == pytest.approx(registry.trained.expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_an_environment_that_was_removed_is_built_again(registry, pinned_elsewhere, tmp_path, monkeypatch):
     from serving import virtual_environment
 

@@ -168,6 +168,7 @@ PIPELINES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name", "parameters", "declared"), PIPELINES)
 def test_a_converted_pipeline_answers_as_scikit_learn_does(kind, name, parameters, declared):
     random = (

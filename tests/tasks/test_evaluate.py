@@ -152,6 +152,7 @@ def test_the_holdout_is_opened_once(make_line, only_numbers, monkeypatch):
     assert opened.count(line.parts.holdout.snapshot.table) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
 def test_metrics_are_those_of_the_saved_model_on_the_holdout(request, kind):
     finished = request.getfixturevalue(f"{kind}_line")
@@ -347,6 +348,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", DAMAGES)
 def test_a_champion_that_is_not_as_recorded_is_not_compared_and_nothing_passes(
     broken_contest, only_numbers, said
@@ -371,6 +373,7 @@ def other_target(document):
     document["target"]["positive"] = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("challenger", "said"),
     [(other_key, "its rows are told apart by fruit_id"), (other_target, "it predicts another target")],
@@ -382,6 +385,7 @@ def test_a_champion_of_another_question_is_not_compared(make_line, only_numbers,
     assert verdict_of(GATE, found) is Verdict.INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_a_champion_that_knows_other_classes_is_not_compared(make_line, make_rows, only_numbers):
     rows = make_rows("multiclass")
     words = pc.replace_substring(rows.column("ripe"), "fair", "so-so")
@@ -405,6 +409,7 @@ def with_a_number_as_category(document):
     document["features"]["categorical"] = ["shape", "sugar", "spots"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("challenger", [without_a_feature, with_a_number_as_category])
 def test_a_champion_is_given_its_own_inputs_whatever_the_challenger_uses(
     make_line, contest, only_numbers, challenger
@@ -416,6 +421,7 @@ def test_a_champion_is_given_its_own_inputs_whatever_the_challenger_uses(
     assert found.comparison.metrics["roc_auc"].champion == as_ever.champion
 
 
+@pytest.mark.slow
 def test_a_champion_that_needs_a_column_which_is_gone_is_not_compared(make_line, make_rows, only_numbers):
     def without_sugar(document):
         without_a_feature(document)
@@ -442,6 +448,7 @@ def test_the_first_version_is_said_to_be_the_first(binary_line):
     assert "first version" in result.reason
 
 
+@pytest.mark.slow
 def test_a_champion_that_is_gone_is_not_a_first_version(binary_line, evaluate_again):
     found = evaluate_again(binary_line, ChampionMissing("the alias is gone"))
 
@@ -507,6 +514,7 @@ def in_slices(tmp_path_factory, make_fruit_line):
     return rows, target_values(rows, spec), said, line.evaluate(run, trained)
 
 
+@pytest.mark.slow
 def test_slices_are_measured_where_there_are_enough_rows_and_named_where_not(in_slices):
     rows, truth, said, found = in_slices
     shapes = np.array(rows.column("shape").to_pylist(), dtype=object)
@@ -570,6 +578,7 @@ def test_calibration_of_nan_is_nan():
     assert math.isnan(calibration(np.tile([False, True], 10), said).error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("split", "column"),
     [

@@ -94,6 +94,7 @@ def rewritten(source: Path, target: Path, change) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "path", "params"), CASES, ids=lambda value: str(value).partition(".")[2])
 def test_the_usual_estimators_are_saved_checked_and_loaded(
     make_spec, make_rows, tmp_path, kind, path, params
