@@ -15,6 +15,7 @@ from deployments.errors import BadInputError
 from deployments.explanations import DeclarationError
 from deployments.gates import ChampionGate, FairnessGate, Gate, MetricGate, OverfitGate
 from deployments.measures import MEASURES, TaskKind, measures_for
+from deployments.release import ReleaseSpec
 from deployments.source import Source
 from deployments.training import EvaluationPlan, Features, Labels, RandomSplit, Split, Training
 
@@ -82,6 +83,7 @@ class ModelSpec(Declared):
     evaluation: EvaluationPlan
     gates: tuple[Gate, ...] = Field(min_length=1)
     serving: ServingSpec = ServingSpec()
+    release: ReleaseSpec = ReleaseSpec()
 
     @cached_property
     def feature_contract(self) -> TableContract:
@@ -247,6 +249,24 @@ class ModelSpec(Declared):
             ):
                 raise DeclarationError(
                     ("gates", place, "kind"), f"{gate.kind} as declared is for binary targets"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_fit_the_target(self) -> Self:
+        fitting = {
+            TaskKind.BINARY: ("zero_one", "brier"),
+            TaskKind.MULTICLASS: ("zero_one",),
+            TaskKind.REGRESSION: ("absolute", "squared"),
+        }[self.target.kind]
+        for environment in (None, *self.release.environments):
+            plan = self.release if environment is None else self.release.plan_for(environment)
+            quality = plan.analysis.quality
+            if quality and quality.loss not in fitting:
+                among = () if environment is None else ("environments", environment)
+                raise DeclarationError(
+                    ("release", *among, "analysis", "quality", "loss"),
+                    f"{quality.loss} is no loss of a {self.target.kind} target (known: {', '.join(fitting)})",
                 )
         return self
 
