@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +44,7 @@ class Gateway(Protocol):
         """Write all files and answer the command to run."""
 
     def apply(self, plan: GatewayPlan) -> None:
-        """Bring another plan into effect; the process need not run for it.
+        """Bring another plan into effect, and return once requests are routed by it; the process need not run for it.
 
         Raises:
             GatewayError: it runs, and did not take the plan; what it did before it still does.
@@ -140,13 +140,14 @@ class EnvoyGateway:
             added = wanted.keys() - self._clusters.keys()
             former, version = self._clusters, self._clusters_version
             self._write_clusters(kept | wanted, plan.version)
-            if added and not self._settled(self._clusters_taken):
+            if added and not _settled(self, self._clusters_taken):
                 self._write_clusters(former, version)
                 raise GatewayError(
                     f"Envoy did not take the clusters of plan {plan.version}; it keeps the former plan."
                 )
         self._write_routes(plan)
-        if kept and self._settled(lambda: self.version_in_effect() == plan.version):
+        _in_effect(self, plan, "Envoy")
+        if kept:
             self._write_clusters(wanted, plan.version)
 
     def version_in_effect(self) -> int | None:
@@ -182,19 +183,6 @@ class EnvoyGateway:
             found.get("cluster_manager.warming_clusters") == "0"
         )
 
-    def _settled(self, done: Any) -> bool:
-        """Wait until `done`; also true where Envoy does not run, since it reads all files when it starts."""
-        end = time.monotonic() + SETTLING_SECONDS
-        pause = 0.001
-        while not done():
-            if not self.healthy():
-                return True
-            if time.monotonic() > end:
-                return False
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
-        return True
-
     def _statistics(self, *names: str) -> dict[str, str]:
         pattern = "|".join(re.escape(name) for name in names)
         answer = self._admin.ask("GET", f"/stats?filter=^({pattern})$") if self._admin else None
@@ -207,6 +195,25 @@ def _bound() -> list[str]:
     if sys.platform == "linux":
         return [sys.executable, "-m", "serving.bound", str(os.getpid()), "--"]
     return [sys.executable, "-m", "serving.tether", "--"]
+
+
+def _in_effect(gateway: Gateway, plan: GatewayPlan, who: str) -> None:
+    if not _settled(gateway, lambda: gateway.version_in_effect() == plan.version):
+        raise GatewayError(f"{who} did not take the routes of plan {plan.version}; it keeps the former plan.")
+
+
+def _settled(gateway: Gateway, done: Callable[[], bool]) -> bool:
+    """Wait until `done`; also true where the gateway does not run, since it reads all files when it starts."""
+    end = time.monotonic() + SETTLING_SECONDS
+    pause = 0.001
+    while not done():
+        if not gateway.healthy():
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.02)
+    return True
 
 
 class PythonGateway:
@@ -225,7 +232,7 @@ class PythonGateway:
         """Write all files and answer the command that runs the router; it ends when its standard input does."""
         self._files.mkdir(parents=True, exist_ok=True)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        self.apply(plan)
+        self._write(plan)
         self._admin = _Admin(admin_port)
         return [
             *(sys.executable, "-m", "serving.router", "--files", str(self._files), "--log", str(self._log)),
@@ -234,9 +241,12 @@ class PythonGateway:
         ]
 
     def apply(self, plan: GatewayPlan) -> None:
-        """Write the plan; the router reads it within milliseconds."""
-        content = RoutingPlan.of(plan, self._config, self._limits)
-        _write(self._files / PLAN, asdict(content))
+        """Write the plan, which the router reads within milliseconds."""
+        self._write(plan)
+        _in_effect(self, plan, "The router")
+
+    def _write(self, plan: GatewayPlan) -> None:
+        _write(self._files / PLAN, asdict(RoutingPlan.of(plan, self._config, self._limits)))
 
     def version_in_effect(self) -> int | None:
         """The version of the plan that the router routes by; None where it cannot be asked."""

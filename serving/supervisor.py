@@ -49,10 +49,11 @@ LEAVE_SECONDS = 0.5
 
 @dataclass
 class _Served:
-    """One endpoint as it is: its desired state, the last config that was brought into effect, and its units."""
+    """One endpoint as it is: its desired state, the last one that all was ready for, and what the gateway routes by."""
 
     desired: Endpoint
     applied: Endpoint | None = None
+    in_effect: Endpoint | None = None
 
     def traffic(self, now: datetime) -> TrafficConfig:
         """What the gateway is to do now."""
@@ -242,15 +243,17 @@ class Supervisor:
             for entity in endpoint.config.served_entities:
                 unit = self._unit(name, endpoint, entity.name)
                 ready[name, entity.name] = unit.ready if unit else ()
+        former = self._planned or self._plan
         plan = replace(
-            self._plan,
+            former,
             endpoints={name: served.traffic(now) for name, served in self._endpoints.items()},
             ready=ready,
             status_port=self._status_port,
             callers=self._callers(now),
         )
-        if plan != self._plan or self._planned is None:
-            plan = replace(plan, version=self._plan.version + 1)
+        if plan != former or self._planned is None:
+            # Never a number twice, also where the gateway did not take the plan before: it is asked for the number.
+            plan = replace(plan, version=former.version + 1)
         self._planned = plan
         return plan
 
@@ -267,16 +270,19 @@ class Supervisor:
     async def _bring_into_effect(self) -> bool:
         """Have the gateway do what it is to do now; whether it does."""
         plan = self._next_plan()
-        if plan.version == self._plan.version:
-            return True
-        try:
-            await asyncio.to_thread(self._gateway.apply, plan)
-        except ContenderError as error:
-            self._problems["gateway"] = str(error)
-            return False
-        self._problems.pop("gateway", None)
-        self._plan = plan
-        self._changed.set()
+        if plan.version != self._plan.version:
+            try:
+                await asyncio.to_thread(self._gateway.apply, plan)
+            except ContenderError as error:
+                self._problems["gateway"] = str(error)
+                return False
+            self._problems.pop("gateway", None)
+            self._plan = plan
+            self._changed.set()
+        for served in self._endpoints.values():
+            if served.in_effect is not served.applied:
+                served.in_effect = served.applied
+                self._changed.set()
         return True
 
     async def _keep_gateway(self) -> None:
@@ -324,7 +330,7 @@ class Supervisor:
                     await self._changed.wait()
 
     def _settled(self) -> bool:
-        return all(served.applied is served.desired for served in self._endpoints.values())
+        return all(served.in_effect is served.desired for served in self._endpoints.values())
 
     def status(self) -> dict[str, Any]:
         """Everything there is to say, as JSON-like data."""
@@ -361,20 +367,21 @@ class Supervisor:
 
     def _endpoint_status(self, name: str) -> dict[str, Any]:
         served = self._endpoints[name]
-        traffic = served.traffic(datetime.now(UTC))
+        # What the gateway does, not what it is to do next: callers wait for this.
+        traffic = self._plan.endpoints.get(name) or served.traffic(datetime.now(UTC))
         units = [unit for unit in self._units.values() if unit.endpoint == name]
         names = {route.served_entity_name for route in traffic.routes if route.traffic_percentage}
-        answering = any(unit.ready for unit in units if unit.entity.name in names)
+        answering = any(self._plan.ready.get((name, entity)) for entity in names)
         failed = [said for unit in units if not unit.ready and (said := unit.said_problem())]
-        up_to_date = served.applied is served.desired
+        up_to_date = served.in_effect is served.desired
         return {
             "ready": answering,
             "config_update": "NOT_UPDATING" if up_to_date else "UPDATE_FAILED" if failed else "IN_PROGRESS",
             "problem": self._problems.get(name) or (failed[0] if failed else ""),
             "generation": served.desired.generation,
-            "generation_in_effect": served.applied.generation if served.applied else 0,
+            "generation_in_effect": served.in_effect.generation if served.in_effect else 0,
             "created_at": served.desired.created_at.isoformat(),
-            "created_at_in_effect": served.applied.created_at.isoformat() if served.applied else None,
+            "created_at_in_effect": served.in_effect.created_at.isoformat() if served.in_effect else None,
             "traffic": traffic.model_dump(mode="json"),
             "entities": [unit.status() for unit in units],
         }
