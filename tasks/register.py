@@ -38,6 +38,7 @@ from tasks.verdict import Verdict
 
 INTEGRATION = "integration"
 REGISTERED, REJECTED, PROMOTED = "model.registered", "model.rejected", "model.promoted"
+RESTORED = "model.restored"
 _TOLERANCE = 1e-9
 _FRESH_PROCESS_SECONDS = 180
 
@@ -297,12 +298,13 @@ def challenger_of(platform: Platform, model: str) -> ChampionRef:
     return ref
 
 
-def promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
+def promote(platform: Platform, model: str, ref: ChampionRef, *, approvals: Sequence[str] = ()) -> Version:
     """Make a version champion, and the champion that stood `previous`.
 
     Refuses unless the ledger says that the version's gates passed, against the champion that stands now (or the
-    version was champion before), its model file is what the gates saw, and the environment asks for no
-    approvals. Run again after a crash, it finishes what it began.
+    version was champion before), and its model file is what the gates saw. Where the environment asks for
+    approvals, a release is the only way, and gives the digests of those that it verified. Run again after a
+    crash, it finishes what it began.
 
     Raises:
         PromotionRefusedError: says what is missing.
@@ -310,13 +312,13 @@ def promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
         BusyError: another promotion of this model is under way.
     """
     with platform.alone(f"promotion-{ref.name}", f"another promotion of {ref.name} is under way"):
-        return _promote(platform, model, ref)
+        return _promote(platform, model, ref, approvals)
 
 
-def _promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
+def _promote(platform: Platform, model: str, ref: ChampionRef, approvals: Sequence[str]) -> Version:
     ledger = ledger_of(platform)
-    history = [entry for entry in ledger.entries(model) if entry.subject.rpartition("/")[0] == ref.name]
-    _require_promotable(platform, ref, history)
+    history = _history(platform, model, ref)
+    require_promotable(platform, ref, history, approvals)
     standing = standing_champion(platform, model)
     if isinstance(standing, ChampionMissing):
         raise PromotionRefusedError(
@@ -324,7 +326,7 @@ def _promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
         )
     before = None if isinstance(standing, NoChampionYet) else standing.version
     promotions = [entry for entry in history if entry.event == PROMOTED]
-    _require_compared(ref, before, history)
+    require_compared(ref, before, history)
     last = promotions[-1] if promotions else None
     if last is None or last.subject != _subject(ref) or before != ref.version:
         # Named by the promotion it follows: a crash and a second try are one step, going back and forth is not.
@@ -353,6 +355,82 @@ def _promote(platform: Platform, model: str, ref: ChampionRef) -> Version:
     return current(platform, promoted)
 
 
+def restore(platform: Platform, model: str, ref: ChampionRef, *, reason: str, key: str) -> Version:
+    """Make a version that was champion before champion again; the one that stood is no `previous` afterwards.
+
+    It needs no approval. `previous` becomes the champion before the one restored, where the ledger knows of one,
+    so that whoever goes back twice never meets the version that was left. Run again under the same `key`, which
+    names the step, it finishes what it began.
+
+    Raises:
+        PromotionRefusedError: it never was champion with this model file.
+        UntrustedModelError: the model file is not what was recorded.
+        BusyError: a promotion of this model is under way.
+    """
+    with platform.alone(f"promotion-{ref.name}", f"a promotion of {ref.name} is under way"):
+        return _restore(platform, model, ref, reason, key)
+
+
+def _restore(platform: Platform, model: str, ref: ChampionRef, reason: str, key: str) -> Version:
+    client, history = Tracking(platform).client, _history(platform, model, ref)
+    places = [place for place, entry in enumerate(history) if entry.event == PROMOTED and _is_of(entry, ref)]
+    if not places:
+        raise PromotionRefusedError(
+            f"{ref.name} version {ref.version} never was champion, so there is no way back to it; release it"
+        )
+    load_version(platform, ref)
+    standing = standing_champion(platform, model)
+    left = standing.version if isinstance(standing, ChampionRef) and standing.version != ref.version else None
+    begun = _begun(history, f"restoring/{key}") or ledger_of(platform).append(
+        "model.restoring",
+        model=model,
+        subject=_subject(ref),
+        details={"version": ref.version, "model_digest": ref.digest, "leaves": left, "reason": reason},
+        key=f"restoring/{key}",
+        actor=platform.identity(),
+    )
+    client.set_registered_model_alias(ref.name, CHAMPION, ref.version)
+    client.set_model_version_tag(ref.name, ref.version, f"{TAG}state", "champion")
+    if begun.details["leaves"] is not None:
+        client.set_model_version_tag(ref.name, str(begun.details["leaves"]), f"{TAG}state", "rolled_back")
+    earlier = history[places[0]].details.get("replaces")
+    if earlier is not None and earlier not in {ref.version, begun.details["leaves"]}:
+        client.set_registered_model_alias(ref.name, PREVIOUS, str(earlier))
+    elif PREVIOUS in client.get_registered_model(ref.name).aliases:
+        client.delete_registered_model_alias(ref.name, PREVIOUS)
+    ledger_of(platform).append(
+        RESTORED,
+        model=model,
+        subject=_subject(ref),
+        details=begun.details | {"started": begun.seq},
+        key=f"restored/{key}",
+        actor=platform.identity(),
+    )
+    version = Version(name=ref.name, version=ref.version, run_id=ref.run_id, model_digest=ref.digest)
+    return current(platform, version)
+
+
+def withdraw(platform: Platform, ref: ChampionRef, state: str) -> None:
+    """Take the alias `challenger` from a version that did not become champion, and say in a tag what it is now."""
+    client = Tracking(platform).client
+    aliases = dict(client.get_registered_model(ref.name).aliases)
+    if str(aliases.get(CHALLENGER)) == ref.version:
+        client.delete_registered_model_alias(ref.name, CHALLENGER)
+    client.set_model_version_tag(ref.name, ref.version, f"{TAG}state", state)
+
+
+def _history(platform: Platform, model: str, ref: ChampionRef) -> list[Entry]:
+    """What the ledger says of a registered model, oldest first."""
+    return [
+        entry for entry in ledger_of(platform).entries(model) if entry.subject.rpartition("/")[0] == ref.name
+    ]
+
+
+def _is_of(entry: Entry, ref: ChampionRef) -> bool:
+    """Whether an entry is of this version with this model file."""
+    return entry.subject == _subject(ref) and entry.details["model_digest"] == ref.digest
+
+
 def _begun(history: Sequence[Entry], key: str) -> Entry | None:
     """The entry of a promotion that was begun and cut short."""
     return next((entry for entry in history if entry.key == key), None)
@@ -375,12 +453,20 @@ def _move_aliases(platform: Platform, ref: ChampionRef, before: str | None) -> N
         client.delete_registered_model_alias(ref.name, PREVIOUS)
 
 
-def _require_promotable(platform: Platform, ref: ChampionRef, history: Sequence[Entry]) -> None:
+def require_promotable(
+    platform: Platform, ref: ChampionRef, history: Sequence[Entry], approvals: Sequence[str]
+) -> None:
+    """Refuse a version whose gates did not pass, whose file is another, or that lacks approvals.
+
+    Raises:
+        PromotionRefusedError: says what is missing.
+        UntrustedModelError: the model file is not what was recorded.
+    """
     wanted = platform.environment.approvals
-    if wanted:
+    if wanted and not approvals:
         raise PromotionRefusedError(
             f"{ref.name} version {ref.version} is not promoted: environment {platform.environment.name!r} asks for "
-            f"signed approvals by {', '.join(wanted)}, and none stands"
+            f"signed approvals by {', '.join(wanted)}, and for a release: python -m flows.run release"
         )
     found = Tracking(platform).client.get_model_version(ref.name, ref.version)
     verdict = found.tags.get(f"{TAG}gate_verdict")
@@ -410,16 +496,11 @@ def _settled(ref: ChampionRef, history: Sequence[Entry]) -> Entry | None:
     return decided[-1] if decided else None
 
 
-def _require_compared(ref: ChampionRef, before: str | None, history: Sequence[Entry]) -> None:
+def require_compared(ref: ChampionRef, before: str | None, history: Sequence[Entry]) -> None:
     """Refuse a challenger that was compared with another champion than the one it would replace."""
     if before in {None, ref.version}:
         return
-    served = any(
-        entry.event == PROMOTED
-        and entry.subject == _subject(ref)
-        and entry.details["model_digest"] == ref.digest
-        for entry in history
-    )
+    served = any(entry.event == PROMOTED and _is_of(entry, ref) for entry in history)
     settled = _settled(ref, history)
     compared = settled.details.get("champion") if settled else None
     if not served and compared != before:

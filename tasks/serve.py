@@ -8,6 +8,7 @@ from platforms.platform import Platform
 from tasks.champion import CHAMPION, ChampionRef, standing_champion
 from tasks.score import require_champion
 from tasks.tracking import TAG, Tracking
+from tasks.traffic import all_to, entity_name, workloads
 
 
 class Served(Declared):
@@ -29,16 +30,11 @@ def serve_champion(platform: Platform, model: str) -> Served:
     endpoint, endpoints = platform.endpoint(model), platform.endpoints
     standing = next((found for found in endpoints.list_endpoints() if found["name"] == endpoint), None)
     if standing is None:
-        endpoints.create_endpoint(endpoint, {"served_entities": [_entity(champion)]})
+        endpoints.create_endpoint(endpoint, all_to(champion, None))
         return _served(endpoint, champion, changed=True)
     if _serves(standing, champion):
         return _served(endpoint, champion, changed=False)
-    workload = {item["name"]: item["workload_size"] for item in standing["config"]["served_entities"]}
-    entity = _entity(champion) | ({"workload_size": workload[CHAMPION]} if CHAMPION in workload else {})
-    route = {"served_entity_name": CHAMPION, "traffic_percentage": 100}
-    endpoints.update_endpoint_config(
-        endpoint, {"served_entities": [entity], "traffic_config": {"routes": [route]}}
-    )
+    endpoints.update_endpoint_config(endpoint, all_to(champion, workloads(standing["config"])))
     return _served(endpoint, champion, changed=True)
 
 
@@ -70,17 +66,18 @@ def _registered_models(tracking: Tracking) -> Iterator[Any]:
             return
 
 
-def _entity(champion: ChampionRef) -> dict[str, Any]:
-    return {"name": CHAMPION, "entity_name": champion.name, "entity_version": champion.version}
-
-
 def _served(endpoint: str, champion: ChampionRef, *, changed: bool) -> Served:
     return Served(endpoint=endpoint, name=champion.name, version=champion.version, changed=changed)
 
 
 def _serves(standing: Mapping[str, Any], champion: ChampionRef) -> bool:
-    entities = [
-        (item["name"], item["entity_name"], item["entity_version"])
-        for item in standing["config"]["served_entities"]
-    ]
-    return entities == [(CHAMPION, champion.name, champion.version)]
+    """Whether it answers everything already; a version that is kept warm beside it may stay."""
+    config, name = standing["config"], entity_name(champion)
+    entities = {
+        (item["name"], item["entity_name"], item["entity_version"]) for item in config["served_entities"]
+    }
+    shares = {
+        route["served_entity_name"]: route["traffic_percentage"]
+        for route in config["traffic_config"]["routes"]
+    }
+    return (name, champion.name, champion.version) in entities and shares.get(name) == 100
