@@ -1,14 +1,19 @@
 """Environments: where the line runs and how strictly, read from one YAML file each."""
 
+import base64
+import binascii
 import os
+import unicodedata
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from deployments.declared import Declared
 from deployments.documents import load_document
 from deployments.errors import BadInputError
+from deployments.explanations import DeclarationError
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
 
@@ -121,6 +126,72 @@ class Serving(Declared):
     onnx: bool = Field(True, description="Whether ONNX Runtime serves models for which it answers the same.")
 
 
+_FIELD = 2**255 - 19
+_WEAK_POINTS = frozenset(
+    {
+        0,
+        1,
+        2707385501144840649318225287225658788936804267575313519463743609750303402022,
+        55188659117513257062467267217118295137698188065244968500265048394206261417927,
+        _FIELD - 1,
+        _FIELD,
+        _FIELD + 1,
+    }
+)
+"""The y of curve points of small order: as keys they take signatures that nobody made, and all zeros is one."""
+
+PersonName = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=r"^[^\s,\x00-\x1f]([^,\x00-\x1f\x7f]*[^\s,\x00-\x1f])?$")
+]
+
+
+def same_person(name: str) -> str:
+    """A name or address as it is compared: capitals, and ways to write the same letter, make no other person."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+class Approver(Declared):
+    """A person who may approve: their names, their roles, and the key that their signatures are checked by."""
+
+    name: PersonName
+    identities: tuple[PersonName, ...] = Field(
+        min_length=1,
+        description="Git addresses and logins of the same person: who trains or moves a model cannot approve it.",
+    )
+    roles: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
+    public_key: str = Field(
+        description="Base64 of the 32 bytes of an ed25519 public key, as `keys new` prints it."
+    )
+    valid_until: AwareDatetime | None = Field(None, description="From then on nothing of theirs counts.")
+
+    @field_validator("public_key")
+    @classmethod
+    def _is_a_key(cls, text: str) -> str:
+        try:
+            key = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            key = b""
+        if len(key) != 32 or base64.b64encode(key).decode() != text:
+            raise ValueError("this is no ed25519 public key: 32 bytes in base64 (`keys new` makes one)")
+        if int.from_bytes(key, "little") & (2**255 - 1) in _WEAK_POINTS:
+            raise ValueError("this key takes signatures that nobody made; make one with `keys new`")
+        return text
+
+    @property
+    def key(self) -> bytes:
+        """The public key's 32 bytes."""
+        return base64.b64decode(self.public_key)
+
+    @property
+    def person(self) -> frozenset[str]:
+        """All names of this person, as they are compared."""
+        return frozenset(same_person(name) for name in (self.name, *self.identities))
+
+    def valid(self, now: datetime) -> bool:
+        """Whether they may approve at `now`, which has a time zone."""
+        return self.valid_until is None or now < self.valid_until
+
+
 class Environment(Declared):
     """One place to run: its platform and its strictness."""
 
@@ -128,6 +199,13 @@ class Environment(Declared):
     description: str = ""
     platform: PlatformConfig
     approvals: tuple[str, ...] = Field((), description="Roles whose signed approval a promotion needs.")
+    approvers: tuple[Approver, ...] = Field((), description="Who may approve.")
+    approval_days: float = Field(7, gt=0, le=366, description="The longest that an approval may be valid.")
+    takes_from: str | None = Field(
+        None,
+        pattern=r"^[a-z][a-z0-9_-]*$",
+        description="Another environment; only what was promoted there is promoted here.",
+    )
     allow_dirty_tree: bool = Field(False, description="Whether a model may be trained from uncommitted code.")
     allowed_packages: tuple[str, ...] = Field(
         ("sklearn",),
@@ -136,6 +214,40 @@ class Environment(Declared):
     task_runner: TaskRunnerConfig = ThreadRunner()
     budget: Budget = Budget()
     serving: Serving = Serving()
+
+    @model_validator(mode="after")
+    def _approvers_are_different_people(self) -> Self:
+        keys: dict[bytes, str] = {}
+        names: dict[str, str] = {}
+        for place, approver in enumerate(self.approvers):
+            if approver.key in keys:
+                raise DeclarationError(
+                    ("approvers", place, "public_key"),
+                    f"{keys[approver.key]!r} has this key already; everybody signs with a key of their own",
+                )
+            keys[approver.key] = approver.name
+            taken = next((names[name] for name in sorted(approver.person) if name in names), None)
+            if taken is not None:
+                raise DeclarationError(
+                    ("approvers", place),
+                    f"{approver.name!r} has a name or identity of {taken!r}; one person has one entry",
+                )
+            names |= dict.fromkeys(approver.person, approver.name)
+        return self
+
+    @model_validator(mode="after")
+    def _roles_differ(self) -> Self:
+        repeated = sorted({role for role in self.approvals if self.approvals.count(role) > 1})
+        if repeated:
+            raise DeclarationError(("approvals",), f"{repeated[0]!r} is named twice; a role approves once")
+        if self.takes_from == self.name:
+            raise DeclarationError(("takes_from",), "an environment cannot take models from itself")
+        return self
+
+    def nobody_for(self) -> tuple[str, ...]:
+        """The roles that a promotion needs and no approver has."""
+        held = {role for approver in self.approvers for role in approver.roles}
+        return tuple(role for role in self.approvals if role not in held)
 
 
 def home() -> Path:
