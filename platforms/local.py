@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from deployments.online_features import OnlineFeatureSet, PublishedFeatures
 from deployments.personal_data import personal_data_key
 from platforms.data_plane import LocalDataPlane
 from platforms.lock import held
+from platforms.observations import LocalObservations
 from platforms.online_store import publish_online
 from platforms.platform import MlflowAddresses
 from platforms.snapshot import Snapshot
@@ -59,8 +61,8 @@ class LocalPlatform:
         return f"{layer}/{model}/{name}"
 
     def endpoint(self, model: str) -> str:
-        """The model's own name: every environment has a gateway, and so an address, of its own."""
-        return model
+        """The same name as the registered model: no two environments may answer at one name."""
+        return self.registered_model(model)
 
     @property
     def endpoints(self) -> Any:
@@ -84,6 +86,10 @@ class LocalPlatform:
     ) -> PublishedFeatures:
         """A key-value store under this data root."""
         return publish_online(self.root, endpoint, snapshot, features)
+
+    def observations(self, endpoint: str, since: datetime, timeout_seconds: float = 10) -> LocalObservations:
+        """A process that reads the prediction log under this data root."""
+        return LocalObservations(self.root, endpoint, since, timeout_seconds)
 
     def identity(self) -> str:
         """The git user's address, or the login name and host."""
