@@ -121,7 +121,8 @@ def _bar(value: float, most: float) -> float:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of all pages, with what they need to show values."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -153,7 +154,7 @@ def contract_page(loaded: LoadedSpec, results: Sequence[TableResult]) -> str:
         for result in results
     ]
     return (
-        _templates()
+        templates()
         .get_template("contract.html.j2")
         .render(
             loaded=loaded,
@@ -249,7 +250,7 @@ def training_page(
         "holdout": parts.holdout,
     }
     return (
-        _templates()
+        templates()
         .get_template("training.html.j2")
         .render(
             loaded=loaded,
