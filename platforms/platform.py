@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -112,6 +112,42 @@ class DataPlane(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class NewRequests:
+    """What one poll of an endpoint's requests gave.
+
+    `table` has a row for each request, by the time that it came: request_id, time (UTC), entity (the served
+    entity's name), version, shadow (a copy whose answer nobody saw), status, milliseconds, rows (how many were
+    predicted, 0 where it was refused), scores and predictions (lists, one value a predicted row, or null), requester.
+    Scores are the model's, or its predictions where they are numbers and it gives no scores; predictions are text,
+    as JSON has them but for quotes (`true`, `1`, `0.5`, `malignant`).
+
+    `more` says that the next poll has more already. `lost` requests were answered and not logged, at most so many;
+    `corrupt` says where the log is damaged.
+    """
+
+    table: pa.Table
+    more: bool
+    lost: int
+    corrupt: tuple[str, ...]
+
+
+class Observations(Protocol):
+    """The requests of one endpoint as they are logged, each once; to be used in a `with` block."""
+
+    def poll(self) -> NewRequests:
+        """What came since the last poll, or as much of it as is given at once.
+
+        Raises:
+            ContenderError: the observation ended, or does not answer; another one may be begun.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
 class Platform(Protocol):
     """A place to run: names, tables, MLflow, identity, secrets and folders for files.
 
@@ -163,6 +199,15 @@ class Platform(Protocol):
         """
         ...
 
+    def shift_traffic(self, endpoint: str, entity: str) -> float:
+        """Give all traffic to one version that is served already, by the shortest way; the seconds it took.
+
+        Raises:
+            BadInputError: there is no such endpoint, or nothing is served under that name.
+            ContenderError: it was not done in time.
+        """
+        ...
+
     @property
     def data_plane(self) -> DataPlane:
         """What serves the endpoints."""
@@ -175,6 +220,14 @@ class Platform(Protocol):
 
         Raises:
             BadInputError: a column is missing or not of its kind, or a key stands twice.
+        """
+        ...
+
+    def observations(self, endpoint: str, since: datetime, timeout_seconds: float = ...) -> Observations:
+        """The requests that an endpoint answers, from a moment (with a time zone) on by the time that they came.
+
+        They are followed as they are logged: a poll takes milliseconds once what came before is read. One that has
+        no answer in time raises.
         """
         ...
 

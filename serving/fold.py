@@ -118,7 +118,7 @@ def fold(root: Path, endpoint: str) -> FoldResult:
     folder = folders.log(endpoint)
     with _alone(folder / "fold.lock"):
         _sweep(folder)
-        table = _PredictionTable(folders.predictions(endpoint))
+        table = PredictionTable(folders.predictions(endpoint))
         folding = _Folding(table)
         for path in segment_files(folder):
             folding.read(path)
@@ -139,7 +139,7 @@ def joined(root: Path, endpoint: str, *, champion: str = "champion", since: date
     """
     import duckdb
 
-    rows = _PredictionTable(Folders(root.absolute()).predictions(endpoint)).dataset()
+    rows = PredictionTable(Folders(root.absolute()).predictions(endpoint)).dataset()
     arms = {
         "champion": "NOT shadow AND served_entity_name = $champion",
         "challenger": "NOT shadow AND served_entity_name <> $champion",
@@ -169,7 +169,7 @@ def joined(root: Path, endpoint: str, *, champion: str = "champion", since: date
         return connection.sql(query, params=parameters).to_arrow_table()
 
 
-class _PredictionTable:
+class PredictionTable:
     """The Delta table of one endpoint; made by the first commit."""
 
     def __init__(self, path: Path) -> None:
@@ -180,6 +180,7 @@ class _PredictionTable:
 
     @property
     def version(self) -> int | None:
+        """Its newest version when it was opened, or after the last append; None where there is no table."""
         return int(self._delta.version()) if self._delta is not None else None
 
     def dataset(self) -> Any:
@@ -205,13 +206,18 @@ class _PredictionTable:
             kind.field(place).name: _plain_type(kind.field(place).type) for place in range(kind.num_fields)
         }
 
+    def noted(self, segment: str) -> int | None:
+        """The offset that the table's log has for a segment; None where there never was one, or it has expired."""
+        noted = self._delta.transaction_version(segment) if self._delta is not None else None
+        return int(noted) if noted is not None else None
+
     def folded_until(self, header: SegmentHeader) -> int:
         """The offset in a segment up to which its records are in the table."""
         if self._delta is None:
             return 0
-        noted = self._delta.transaction_version(header.segment)
+        noted = self.noted(header.segment)
         if noted is not None:
-            return int(noted)
+            return noted
         if time.time() - header.created_ns / 1e9 < _TRANSACTION_DAYS / 2 * _DAY_SECONDS:
             return 0
         # So old that its note may have expired: the rows themselves say where they came from.
@@ -287,7 +293,7 @@ def _plain_type(kind: Any) -> pa.DataType:
 class _Folding:
     """One fold: what was read and is not committed yet, and what came of all of it."""
 
-    table: _PredictionTable
+    table: PredictionTable
     fields: dict[str, pa.DataType] = field(default_factory=dict)
     batches: list[pa.RecordBatch] = field(default_factory=list)
     progress: dict[str, int] = field(default_factory=dict)

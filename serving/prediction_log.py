@@ -452,30 +452,41 @@ class Segment:
     """A segment to be read.
 
     `live` says whether its process still had it open when it was opened here; if not, this holds its lock until
-    it is closed, so that one reader alone removes it. `corrupt` grows while records are read.
+    it is closed, so that one reader alone removes it. A reader that never removes it does not `hold` it, and may
+    `refresh` it instead. `corrupt` grows while records are read.
 
     Raises:
         CorruptSegmentError: its header cannot be read.
         UnknownFormatError: it is of another format.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hold: bool = True) -> None:
         self.path = path
         self.corrupt: list[Corruption] = []
         self._file: BinaryIO = path.open("rb", buffering=_BYTES_READ)
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.live = True
-            else:
-                self.live = False
+            self.live = self._held_by_another(fcntl.LOCK_EX if hold else fcntl.LOCK_SH)
+            if not hold:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
             self.size = os.fstat(self._file.fileno()).st_size
             self.header, self.start = self._read_header()
         except BaseException:
             self._file.close()
             raise
         self.end = self.start
+
+    def refresh(self) -> None:
+        """Take in what was written since, and whether there may be more; for a segment that is not held."""
+        # In this order: what nobody writes to any more has its last size.
+        self.live = self._held_by_another(fcntl.LOCK_SH)
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        # To the end, which also drops what the buffer has: a record that was half there may be gone again.
+        self.size = self._file.seek(0, os.SEEK_END)
+
+    @property
+    def written_ns(self) -> int:
+        """When it was last written to, in nanoseconds since 1970."""
+        return os.fstat(self._file.fileno()).st_mtime_ns
 
     def records(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
         """Each whole record from `start` on, with the offset where it ends; `end` follows.
@@ -509,6 +520,14 @@ class Segment:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _held_by_another(self, kind: int) -> bool:
+        """Whether somebody else has the lock; where nobody has, it is this one's now."""
+        try:
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
     def _read_header(self) -> tuple[SegmentHeader, int]:
         payload = self._payload_at(0)

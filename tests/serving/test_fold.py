@@ -362,7 +362,7 @@ def test_a_fold_that_stops_before_its_commit_is_begun_again(opened, tmp_path, mo
     written(opened, 3)
 
     with monkeypatch.context() as stopped:
-        stopped.setattr(folding._PredictionTable, "append", _stop)
+        stopped.setattr(folding.PredictionTable, "append", _stop)
         with pytest.raises(KeyboardInterrupt):
             fold(tmp_path, "churn")
 
@@ -393,7 +393,7 @@ def test_a_long_log_is_folded_in_several_commits_each_of_them_once(opened, tmp_p
     written(opened, 10, "b")
     monkeypatch.setattr(folding, "_CHUNK_ROWS", 4)
     commits = []
-    append = folding._PredictionTable.append
+    append = folding.PredictionTable.append
 
     def counted(table, *given):
         append(table, *given)
@@ -401,7 +401,7 @@ def test_a_long_log_is_folded_in_several_commits_each_of_them_once(opened, tmp_p
         if len(commits) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(folding._PredictionTable, "append", counted)
+    monkeypatch.setattr(folding.PredictionTable, "append", counted)
     with pytest.raises(KeyboardInterrupt):
         fold(tmp_path, "churn")
     assert len(ids(tmp_path)) == 12
@@ -458,7 +458,7 @@ from serving import fold
 
 step = sys.argv[2]
 fold._CHUNK_ROWS = 5
-owner, name = {"commit": (fold._PredictionTable, "append"), "remove": (fold, "_remove")}[step.split("-")[1]]
+owner, name = {"commit": (fold.PredictionTable, "append"), "remove": (fold, "_remove")}[step.split("-")[1]]
 done = getattr(owner, name)
 
 def killing(*given, **named):
