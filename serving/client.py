@@ -321,12 +321,31 @@ class ContenderDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]
             "creation_timestamp": int(endpoint.created_at.timestamp() * 1000),
             "last_updated_timestamp": int(endpoint.updated_at.timestamp() * 1000),
             "state": {"ready": "READY" if seen.get("ready") else "NOT_READY", "config_update": update},
-            "config": endpoint.config.model_dump(mode="json") | {"config_version": endpoint.generation},
+            "config": self._described_config(endpoint, seen, up=bool(said)),
             "tags": [{"key": key, "value": value} for key, value in endpoint.tags.items()],
             "generation": endpoint.generation,
             "problem": seen.get("problem", "") if said else "the data plane is not up",
             "url": url,
         }
+
+    @staticmethod
+    def _described_config(endpoint: Endpoint, seen: Mapping[str, Any], *, up: bool) -> dict[str, Any]:
+        """The config, each served entity with its `state` as Databricks has it; `restarts` of its workers are ours."""
+        config = endpoint.config.model_dump(mode="json")
+        standing = {
+            (unit["name"], unit["entity_name"], unit["entity_version"]): unit
+            for unit in seen.get("entities", ())
+        }
+        for entity in config["served_entities"]:
+            unit = standing.get((entity["name"], entity["entity_name"], entity["entity_version"]), {})
+            problem = unit.get("problem", "") if up else "the data plane is not up"
+            deployment = "READY" if unit.get("ready") else "FAILED" if unit.get("problem") else "CREATING"
+            entity["state"] = {
+                "deployment": f"DEPLOYMENT_{deployment}",
+                "deployment_state_message": problem,
+            }
+            entity["restarts"] = sum(worker["restarts"] for worker in unit.get("workers", ()))
+        return config | {"config_version": endpoint.generation}
 
 
 def _root(target_uri: str) -> Path:

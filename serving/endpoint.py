@@ -1,7 +1,7 @@
 """What an endpoint should be: Databricks' own config shape, checked, and kept on disk as the desired state.
 
 `served_entities` names versions of registered models, `traffic_config.routes` says who gets which share of the
-requests. Three things are ours: a mirror (shadow traffic), the name that salts stickiness, and a lease.
+requests. Four things are ours: a mirror (shadow traffic), the header and the name by which callers stick, and a lease.
 """
 
 from datetime import datetime
@@ -66,6 +66,11 @@ class TrafficConfig(Declared):
     routes: tuple[Route, ...] = Field(min_length=1)
     mirror: Mirror | None = None
     salt: str = Field("", description="The release's name: another release draws other callers.")
+    sticky_header: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9-]+$",
+        description="By which callers stay with a version; the gateway's by default.",
+    )
     lease: Lease | None = None
 
 
@@ -132,7 +137,9 @@ def in_effect(endpoint: Endpoint, now: datetime) -> TrafficConfig:
     if lease is None or now < lease.expires_at:
         return traffic
     return TrafficConfig(
-        routes=(Route(served_entity_name=lease.fallback, traffic_percentage=100),), salt=traffic.salt
+        routes=(Route(served_entity_name=lease.fallback, traffic_percentage=100),),
+        salt=traffic.salt,
+        sticky_header=traffic.sticky_header,
     )
 
 

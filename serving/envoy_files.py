@@ -176,7 +176,7 @@ def _endpoint_routes(
         "hash_policy": [
             {
                 "header": {
-                    "header_name": config.sticky_header,
+                    "header_name": traffic.sticky_header or config.sticky_header,
                     # Put in front, not around: the caller's id may hold bytes that no pattern matches.
                     "regex_rewrite": {
                         "pattern": {"regex": "^"},

@@ -155,7 +155,8 @@ class Router:
         if split is None:
             groups: tuple[tuple[int, ...], ...] = ((plan.status_port,),) if plan.status_port else ()
         else:
-            groups = split.candidates(request.headers.get(plan.sticky_header))
+            # By what is passed on, as Envoy does: neither a key nor what only a gateway may say steers anybody.
+            groups = split.candidates(headers.get(split.sticky_header))
         ports = self._passed.order(groups, self._load)
         if not ports:
             message = "No worker of this endpoint is ready; come again soon."

@@ -30,9 +30,13 @@ LACKS = (
 
 @dataclass(frozen=True)
 class Split:
-    """The traffic of one endpoint: ports and shares along the line from 0 to 100, and who stands behind them."""
+    """The traffic of one endpoint: ports and shares along the line from 0 to 100, and who stands behind them.
+
+    `sticky_header` is the one that holds a caller's id.
+    """
 
     salt: str
+    sticky_header: str
     arms: tuple[tuple[tuple[int, ...], int], ...]
     fallback: tuple[int, ...]
     mirror: tuple[int, ...] = ()
@@ -61,7 +65,6 @@ class RoutingPlan:
     """A gateway plan as the router reads it, with the settings that hold for all endpoints."""
 
     version: int
-    sticky_header: str
     require_key: bool
     requests_per_second: float | None
     body_bytes: int
@@ -79,6 +82,7 @@ class RoutingPlan:
             mirror = traffic.mirror
             endpoints[name] = Split(
                 salt=salt_of(name, traffic),
+                sticky_header=traffic.sticky_header or config.sticky_header,
                 arms=tuple((arm.ports, arm.share) for arm in arms(plan, name)),
                 fallback=plan.ready.get((name, fallback_of(traffic)), ()),
                 mirror=plan.ready.get((name, mirror.served_entity_name), ()) if mirror else (),
@@ -86,7 +90,6 @@ class RoutingPlan:
             )
         return cls(
             version=plan.version,
-            sticky_header=config.sticky_header,
             require_key=config.require_key,
             requests_per_second=config.requests_per_second,
             body_bytes=limits.body_bytes,
@@ -104,6 +107,7 @@ def read_plan(folder: Path) -> RoutingPlan:
     endpoints = {
         name: Split(
             salt=given["salt"],
+            sticky_header=given["sticky_header"],
             arms=tuple((tuple(ports), share) for ports, share in given["arms"]),
             fallback=tuple(given["fallback"]),
             mirror=tuple(given["mirror"]),
