@@ -186,16 +186,17 @@ def new_key(path: Path, passphrase: bytes | None) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write(staged, pem, mode=0o600)
-        # Unlike a rename, a link never takes the place of what is there.
-        os.link(staged, path)
-    except FileExistsError:
-        raise BadInputError(
-            f"{path}: there is a file already, and a key that is written over is lost; name another file"
-        ) from None
+        try:
+            # Unlike a rename, a link never takes the place of what is there.
+            os.link(staged, path)
+        finally:
+            staged.unlink()
     except OSError as error:
+        if path.is_file():
+            raise BadInputError(
+                f"{path}: there is a file already, and a key that is written over is lost; name another file"
+            ) from None
         raise BadInputError(f"{path}: the key cannot be written: {error.strerror}") from None
-    finally:
-        staged.unlink(missing_ok=True)
     return public_key_of(key)
 
 
