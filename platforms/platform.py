@@ -179,7 +179,7 @@ class Platform(Protocol):
         ...
 
     def table(self, layer: str, model: str, name: str) -> str:
-        """The name of a table; layers are bronze, silver, quarantine, gold and scores."""
+        """The name of a table; layers are bronze, silver, quarantine, gold, scores and labels."""
         ...
 
     def endpoint(self, model: str) -> str:

@@ -1,0 +1,50 @@
+"""The commands of labels: what the answers to served requests should have been."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.options import EnvOption, JsonOption, ModelOption
+from flows.session import session
+
+labels_app = typer.Typer(
+    help="What the answers to served requests should have been, once it is known.", no_args_is_help=True
+)
+
+
+@labels_app.command("add")
+def labels_add(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="csv or Parquet with the columns request_id, label, and row if there are several."
+        ),
+    ],
+    model: ModelOption = "churn",
+    env: EnvOption = "dev",
+    look_up: Annotated[
+        bool,
+        typer.Option("--look-up/--no-look-up", help="Count the labels of requests that nobody logged."),
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Add labels; one that comes again counts once, and one that is corrected counts as it was received last."""
+    from flows import console
+    from flows.prepare import prepare
+    from tasks.labels import add_labels
+
+    session.as_json |= as_json
+    loaded, platform = prepare(model, env)
+    with console.waiting("adding labels"):
+        added = add_labels(platform, loaded, file, look_up=look_up)
+    if session.as_json:
+        typer.echo(added.model_dump_json())
+        return
+    said = (
+        f"{added.rows:,} labels: {added.new:,} new, {added.corrected:,} corrected, {added.unchanged:,} known"
+    )
+    said += f", {added.repeated:,} repeated in the file" if added.repeated else ""
+    console.out.print(f"{said}; {added.snapshot.rows:,} labels of {loaded.name} by now", soft_wrap=True)
+    if added.unknown:
+        console.out.print(f"{added.unknown:,} requests of these stand in no prediction log", style="yellow")
