@@ -89,7 +89,8 @@ def _live() -> Iterator[None]:
         progress.remove_task(waiting)
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table; a column whose name begins with # is one of numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     for place, name in enumerate(columns):
         right = name.startswith("#")
@@ -100,7 +101,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _verdict(verdict: Verdict) -> Text:
+def coloured(verdict: Verdict) -> Text:
+    """A verdict in its colour."""
     return Text(verdict.value, style=_COLOURS[verdict])
 
 
@@ -117,12 +119,12 @@ def show_training(outcome: "TrainOutcome") -> None:
         heading += ": nothing has changed since this was trained"
     out.print(Text(heading, style="bold"), "")
 
-    data = _table("Data and contract", "table", "#rows", "#invalid", "contract", "snapshot")
+    data = new_table("Data and contract", "table", "#rows", "#invalid", "contract", "snapshot")
     for table in outcome.tables:
         snapshot = table.silver or table.bronze
         version = f"{snapshot.table} v{snapshot.version} · {snapshot.digest[:12]}"
         data.add_row(
-            table.table, f"{table.rows:,}", f"{table.invalid_rows:,}", _verdict(table.verdict), version
+            table.table, f"{table.rows:,}", f"{table.invalid_rows:,}", coloured(table.verdict), version
         )
     out.print(data, "")
     for table in outcome.tables:
@@ -137,7 +139,7 @@ def show_training(outcome: "TrainOutcome") -> None:
     out.print(Text(f"Split: {split}\n"))
 
     board = outcome.leaderboard
-    candidates = _table(
+    candidates = new_table(
         "Candidates",
         "candidate",
         f"#validation {board.metric}",
@@ -157,7 +159,7 @@ def show_training(outcome: "TrainOutcome") -> None:
         )
     out.print(candidates, "")
 
-    metrics = _table(
+    metrics = new_table(
         f"Holdout, {outcome.evaluation.rows:,} rows", "metric", "#estimate", "#interval", "#trained on"
     )
     for name, found in outcome.evaluation.metrics.items():
@@ -167,11 +169,11 @@ def show_training(outcome: "TrainOutcome") -> None:
         )
     out.print(metrics, "")
 
-    gates = _table("Gates", "gate", "verdict", "#value", "#threshold", "why")
+    gates = new_table("Gates", "gate", "verdict", "#value", "#threshold", "why")
     for result in outcome.gates.results:
         gates.add_row(
             result.gate,
-            _verdict(result.verdict),
+            coloured(result.verdict),
             _number(result.value),
             _number(result.threshold),
             Text(result.reason),
@@ -219,7 +221,7 @@ def show_where(lines: Sequence[tuple[str, str]]) -> None:
 
 def show_ledger(entries: Sequence["Entry"]) -> None:
     """Entries of the ledger, oldest first."""
-    table = _table("Ledger", "#seq", "time", "event", "model", "subject", "actor")
+    table = new_table("Ledger", "#seq", "time", "event", "model", "subject", "actor")
     for entry in entries:
         row = (str(entry.seq), entry.time[:19], entry.event, entry.model, entry.subject, entry.actor)
         table.add_row(*(Text(cell) for cell in row))
@@ -235,7 +237,7 @@ def waiting(what: str) -> Iterator[None]:
 
 def show_data_plane(said: Mapping[str, Any]) -> None:
     """What the data plane says of itself: addresses, versions, shares, rates, and what is wrong."""
-    table = _table(
+    table = new_table(
         "Endpoints",
         "endpoint",
         "served as",
@@ -315,7 +317,7 @@ def show_online(outcome: "OnlineOutcome") -> None:
 
 def show_callers(found: Sequence[Mapping[str, Any]]) -> None:
     """Who may call, one line a key."""
-    table = _table("Callers", "caller", "key", "made", "expires")
+    table = new_table("Callers", "caller", "key", "made", "expires")
     for key in found:
         table.add_row(key["caller"], key["key"], key["created_at"][:19], (key["expires_at"] or "never")[:19])
     out.print(table if found else "Nobody holds a key.")

@@ -60,6 +60,15 @@ class LocalDataPlane:
         said: Mapping[str, Any] | None = self._ask("status", str(self.root))
         return said
 
+    def shift(self, endpoint: str, entity: str) -> float:
+        """Give one served entity all traffic; the seconds until it had it.
+
+        Raises:
+            BadInputError: there is no such endpoint or entity.
+            DataPlaneError: it was not done.
+        """
+        return float(self._ask("shift", str(self.root), endpoint, entity)["seconds"])
+
     def callers(self) -> Sequence[Mapping[str, Any]]:
         """Who may call, one entry a key."""
         said: Sequence[Mapping[str, Any]] = self._ask("callers", str(self.root))

@@ -1,4 +1,5 @@
-"""The data plane, for programs: `python -m serving` with up, down, status or callers; each prints one JSON line.
+"""The data plane, for programs: `python -m serving` with up, down, status, shift or callers; each prints one
+JSON line.
 
 Exit codes are the command line's own: 0, 1 for what broke, 2 for bad input; errors are a sentence on standard error.
 """
@@ -14,7 +15,7 @@ from serving import control
 from serving.folders import Folders
 
 USAGE = (
-    "usage: python -m serving up FILE | down ROOT | status ROOT | "
+    "usage: python -m serving up FILE | down ROOT | status ROOT | shift ROOT ENDPOINT ENTITY | "
     "callers ROOT [add NAME [EXPIRES] | revoke NAME [KEY]]"
 )
 
@@ -37,6 +38,8 @@ def _answer(arguments: list[str]) -> Any:
             return control.down(Path(root))
         case ["status", root]:
             return control.status(Path(root))
+        case ["shift", root, endpoint, entity]:
+            return control.shift(Path(root), endpoint, entity)
         case ["callers", root, *rest]:
             return _callers(Folders(Path(root)).keys, rest)
         case _:

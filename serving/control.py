@@ -15,10 +15,13 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from deployments.errors import BadInputError, ContenderError
+from serving.desired import EndpointStore
+from serving.endpoint import EndpointConfig
 from serving.folders import Folders
 
 START_SECONDS = 30.0
 STOP_SECONDS = 45.0
+SHIFT_SECONDS = 20.0
 _NAMED_SECONDS = 5.0
 """How long a supervisor that has the lock may take to write its process id."""
 
@@ -145,6 +148,46 @@ def status(root: Path) -> dict[str, Any] | None:
     if running(folders) is None:
         return None
     return read_json(folders.status)
+
+
+def shift(root: Path, endpoint: str, entity: str) -> dict[str, Any]:
+    """Give one served entity all traffic, and return once it has it: its name, and the seconds that this took.
+
+    The others stay served, with nothing; mirror and lease are gone. Where nothing is up it holds once something is.
+
+    Raises:
+        BadInputError: there is no such endpoint or entity.
+        DataPlaneError: it is up, and has not done it; callers are answered as before.
+    """
+    begun = time.monotonic()
+    folders = Folders(root)
+
+    def all_to_one(before: EndpointConfig) -> object:
+        if entity not in {served.name for served in before.served_entities}:
+            known = ", ".join(served.name for served in before.served_entities)
+            raise BadInputError(f"endpoint {endpoint!r} serves no {entity!r} (known: {known})")
+        plain = before.model_dump(mode="json")
+        routes = [
+            {"served_entity_name": served.name, "traffic_percentage": 100 * (served.name == entity)}
+            for served in before.served_entities
+        ]
+        return plain | {"traffic_config": {"routes": routes}}
+
+    wanted = EndpointStore(folders).change(endpoint, all_to_one)
+    while running(folders) is not None:
+        said = (read_json(folders.status) or {}).get("endpoints", {}).get(endpoint, {})
+        if (
+            said.get("generation_in_effect", 0) >= wanted.generation
+            and said.get("created_at_in_effect") == wanted.created_at.isoformat()
+        ):
+            break
+        if time.monotonic() - begun > SHIFT_SECONDS:
+            raise DataPlaneError(
+                f"endpoint {endpoint!r}: {entity} does not have the traffic after {SHIFT_SECONDS:g} s"
+                f" ({said.get('problem') or 'no reason is known'})"
+            )
+        time.sleep(0.01)
+    return {"entity": entity, "generation": wanted.generation, "seconds": time.monotonic() - begun}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -7,10 +7,9 @@ hold; what is unknown makes it wait, and what is bad, or unknown for too long, e
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
 
 from deployments.release import ReleasePlan
-from tasks.release_record import LIVE, Release, State
+from tasks.release_record import LIVE, Release, State, Wish
 from tasks.verdict import Verdict
 
 __all__ = [
@@ -28,8 +27,6 @@ __all__ = [
 
 MOST_ATTEMPTS = 3
 """A state that was entered more often than this, its controller dying each time, is given up."""
-
-Wish = Literal["roll_back", "resume", "hold"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,7 @@ class Observation:
     findings: str = ""
     lease_lapsed: bool = False
     wish: Wish | None = None
+    wish_reason: str = "a person asked for it"
     unavailable: str = ""
 
 
@@ -141,7 +139,7 @@ def decide(plan: ReleasePlan, record: Release, seen: Observation, now: datetime)
     if record.state is State.PROMOTED:
         return _after(record, seen, now)
     if seen.wish == "roll_back":
-        return _ended(record, "a person asked for it")
+        return _ended(record, seen.wish_reason)
     if seen.champion_stands is False:
         return _ended(
             record, seen.changed or "the champion or the challenger is no longer the one it began with"
@@ -210,7 +208,7 @@ def _live(plan: ReleasePlan, record: Release, seen: Observation, now: datetime) 
     if record.held and seen.wish == "resume":
         return Enter(record.state, "a person asked to go on", record.step, again=True)
     if record.held or seen.wish == "hold":
-        return Hold(record.held or "a person asked for it")
+        return Hold(record.held or seen.wish_reason)
     waited = (now - record.entered).total_seconds()
     passed = (
         seen.analysis is Verdict.PASS
@@ -252,7 +250,7 @@ def _forward(plan: ReleasePlan, stage: Stage, seen: Observation) -> Enter:
 def _after(record: Release, seen: Observation, now: datetime) -> Action:
     """Promoted: labels may still take it back, until the window is over."""
     if record.champion is not None and (seen.wish == "roll_back" or seen.analysis is Verdict.FAIL):
-        asked = "a person asked for it" if seen.wish == "roll_back" else seen.findings
+        asked = seen.wish_reason if seen.wish == "roll_back" else seen.findings
         return Enter(State.ROLLED_BACK, asked or "labels show harm", record.step)
     if record.watch_until is None or now >= record.watch_until:
         return Close("the rollback window is over")

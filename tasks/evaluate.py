@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pydantic import Field
 
 from deployments.declared import Declared
 from deployments.errors import ContenderError, first_line
@@ -116,6 +117,9 @@ class Evaluation(Declared):
     single_features: tuple[probe.SingleFeature, ...] = ()
     importance: dict[str, float] = {}
     megabytes: float | None = None
+    deciles: tuple[float, ...] = Field(
+        (), description="Of a regression's predictions: where a release compares distributions of them."
+    )
 
 
 @dataclass(frozen=True)
@@ -221,8 +225,13 @@ def _measure(
         groups=_groups(spec, held),
         calibration=calibration(held.truth, held.said) if spec.target.kind is TaskKind.BINARY else None,
         megabytes=trained.bytes / 1e6,
+        deciles=_deciles(held.said) if spec.target.kind is TaskKind.REGRESSION else (),
         **probes,
     )
+
+
+def _deciles(said: Outputs) -> tuple[float, ...]:
+    return tuple(float(edge) for edge in np.unique(np.quantile(said.predictions, np.linspace(0.1, 0.9, 9))))
 
 
 def _look_at(holdout: Part, model: Any, platform: Platform, spec: ModelSpec) -> _Holdout:

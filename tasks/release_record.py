@@ -4,12 +4,13 @@ A transition is written down before it is made (`intent`) and once more when it 
 between the two is seen by whoever reads the record next.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -36,6 +37,9 @@ class State(StrEnum):
 ENDED = frozenset({State.PROMOTED, State.ROLLED_BACK, State.REJECTED})
 LIVE = frozenset({State.SHADOW, State.CANARY})
 """States in which the challenger has traffic."""
+
+Wish = Literal["roll_back", "resume", "hold"]
+"""What a person may ask of a release: to end it, to go on with one that is held, or to hold it."""
 
 
 class Transition(Declared):
@@ -172,6 +176,26 @@ class ReleaseStore:
         """The release that was begun last."""
         found = self.all()
         return found[-1] if found else None
+
+    def leave_wish(self, release: str, wish: Wish, *, reason: str, who: str) -> None:
+        """Leave what a person asks for where the controller of a release finds it at its next look."""
+        folder = self.folder(release)
+        staged = folder / "wish.partial"
+        staged.write_text(json.dumps({"wish": wish, "reason": reason, "who": who}), encoding="utf-8")
+        staged.replace(folder / "wish.json")
+
+    def wish(self, release: str) -> tuple[Wish, str] | None:
+        """What a person asks for, and why; None where nobody does."""
+        try:
+            found = json.loads((self.folder(release) / "wish.json").read_bytes())
+            wish, said = found["wish"], f"{found['reason']} ({found['who']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return (wish, said) if wish in get_args(Wish) else None
+
+    def forget_wish(self, release: str) -> None:
+        """It was done."""
+        (self.folder(release) / "wish.json").unlink(missing_ok=True)
 
     def add_look(self, release: Release, look: Look) -> None:
         """Keep what one look of the analysis saw."""

@@ -1,0 +1,194 @@
+"""Release: the challenger's way to champion on real traffic, or back out of it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from deployments.declared import Declared
+from deployments.errors import ContenderError
+from flows.prepare import prepare, run_name
+from platforms.platform import Platform
+from tasks.decide import Action, Close, Wait, stages
+from tasks.release_control import Controller, ReleaseError, controlled
+from tasks.release_record import Look, Release, ReleaseStore, State
+from tasks.verdict import Verdict
+
+__all__ = ["LeftError", "NotPromotedError", "ReleaseOutcome", "release", "viewed_by"]
+
+WAITING_SECONDS = 1.0
+"""How often a release that has no traffic yet looks again."""
+
+View = Callable[[Controller, Action], None]
+
+
+class ReleaseOutcome(Declared):
+    """How a release ended, what the analysis saw last, and where its report is."""
+
+    release: Release
+    look: Look | None
+    report: str | None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the challenger is champion now."""
+        return self.release.state is State.PROMOTED
+
+
+class NotPromotedError(ReleaseError):
+    """A release that ended with the champion in place; `outcome` tells all of it."""
+
+    def __init__(self, outcome: ReleaseOutcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        release = self.outcome.release
+        version = f"{release.challenger.name} version {release.challenger.version}"
+        return f"{version} was {str(release.state).replace('_', ' ')}: {release.history[-1].reason}"
+
+
+class LeftError(ContenderError):
+    """Nobody controls the release any more; the lease puts the champion back unless somebody carries on."""
+
+    exit_code = 130
+
+
+_views: list[View] = []
+_left = threading.Event()
+
+
+@contextmanager
+def viewed_by(view: View) -> Iterator[None]:
+    """Show every look of releases in this process to `view`."""
+    _views.append(view)
+    try:
+        yield
+    finally:
+        _views.remove(view)
+
+
+def leave() -> None:
+    """Have the release of this process stop where it is, and leave its traffic to the lease."""
+    _left.set()
+
+
+@flow(name="release", flow_run_name=run_name("release"), description=__doc__)
+def release(model: str, env: str = "dev", version: str | None = None) -> ReleaseOutcome:
+    """Take a challenger through its plan: approvals, shadow, canary steps, promotion or rollback.
+
+    Run again after a crash it carries on; a promotion that is still watched is looked at once more.
+
+    Args:
+        model: A model under deployments/models, or the path of a model.yaml.
+        env: An environment under deployments/environments.
+        version: A version; the challenger by default.
+
+    Raises:
+        ReleaseError: there is nothing to release, or approvals are missing.
+        NotPromotedError: it ended with the champion in place.
+        LeftError: it was told to leave the rest to the lease.
+    """
+    loaded, platform = prepare(model, env)
+    _left.clear()
+    newest = ReleaseStore(platform, loaded.name).newest()
+    watched = newest is not None and newest.state is State.PROMOTED and not newest.closed
+    nothing_new = version is None and watched and not _has_challenger(platform, loaded.name)
+    with controlled(platform, loaded, version, old=nothing_new) as control:
+        if nothing_new:
+            task(name="watch labels", task_run_name="watch labels", cache_policy=NO_CACHE)(control.step)()
+        while not control.ended:
+            name = _stage_name(control.release)
+            task(name=name, task_run_name=name, cache_policy=NO_CACHE)(_carry_on)(_Held(control))
+        outcome = _concluded(platform, control)
+    if not outcome.promoted:
+        raise NotPromotedError(outcome)
+    return outcome
+
+
+class _Held:
+    """A controller that Prefect does not look into."""
+
+    __slots__ = ("control",)
+
+    def __init__(self, control: Controller) -> None:
+        self.control = control
+
+
+def _has_challenger(platform: Platform, model: str) -> bool:
+    from tasks.register import PromotionRefusedError, challenger_of
+
+    try:
+        challenger_of(platform, model)
+    except PromotionRefusedError:
+        return False
+    return True
+
+
+def _stage_name(release: Release) -> str:
+    """What the UI calls the state that a release is in."""
+    if release.state is State.CANARY:
+        stage = next(
+            one for one in stages(release.plan) if (one.state, one.step) == (release.state, release.step)
+        )
+        return f"canary {stage.percentage} %"
+    return {State.PROPOSED: "approve", State.APPROVED: "start"}.get(release.state, str(release.state))
+
+
+def _carry_on(held: _Held) -> None:
+    """Look and act until the release is in another state."""
+    control = held.control
+    began = len(control.release.history)
+    try:
+        while len(control.release.history) == began and not control.ended:
+            started = time.monotonic()
+            action = control.step()
+            for view in _views:
+                view(control, action)
+            if _left.is_set():
+                raise LeftError(f"{control.release.id} is left as it is: {_until(control.release)}")
+            if len(control.release.history) != began or isinstance(action, Close):
+                return
+            _require_approvals(control, action)
+            spent = time.monotonic() - started
+            live = control.release.state in {State.SHADOW, State.CANARY}
+            _left.wait(control.pause_seconds(spent) if live else WAITING_SECONDS / 5)
+    except (LeftError, ReleaseError):
+        raise
+    except Exception:
+        control.abandon()
+        raise
+
+
+def _until(release: Release) -> str:
+    return f"unless somebody carries on, the champion has all traffic again within {release.plan.lease_seconds:g} s"
+
+
+def _require_approvals(control: Controller, action: Action) -> None:
+    """Stop where only people can help: they approve elsewhere, and the command is run again."""
+    seen, release = control.last, control.release
+    waits = isinstance(action, Wait) and release.state is State.PROPOSED
+    if seen is None or not waits or seen.unavailable or seen.approvals is not Verdict.INCONCLUSIVE:
+        return
+    raise ReleaseError(
+        f"{release.id} waits for approvals: {'; '.join(seen.approvals_missing)}. Once they are given "
+        f"(python -m flows.run approve --model {release.model} --env {release.environment} "
+        f"--version {release.challenger.version} …), run the same command again"
+    )
+
+
+def _concluded(platform: Platform, control: Controller) -> ReleaseOutcome:
+    """The report, the completed evidence, and what came of it."""
+    from tasks.evidence import complete_bundle
+    from tasks.release_report import write_release_report
+
+    release = control.release
+    report = write_release_report(platform, release)
+    complete_bundle(platform, release.model, release)
+    last = None
+    for look in ReleaseStore(platform, release.model).looks(release.id):
+        last = look
+    return ReleaseOutcome(release=release, look=last, report=str(report))

@@ -1,0 +1,711 @@
+"""The controller of one release: observes, asks `decide` what comes next, and makes it so.
+
+Before a transition is made it stands in the record as its intent; once the endpoint, the registry's aliases and the
+ledger say so, it stands there as history. A controller killed anywhere is followed by another that reads the record:
+while nobody does, the lease in the endpoint's traffic puts the champion back.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deployments.errors import BadInputError, ContenderError
+from deployments.spec import LoadedSpec
+from platforms.platform import Observations, Platform
+from tasks import approvals, register
+from tasks.champion import (
+    ChampionMissing,
+    ChampionRef,
+    NoChampionYet,
+    standing_champion,
+    version_ref,
+)
+from tasks.decide import Action, Close, Enter, Hold, Observation, Stage, decide, stages
+from tasks.evaluate import Evaluation
+from tasks.labels import labels_for
+from tasks.register import PromotionRefusedError, ledger_of
+from tasks.release_data import StageData, explained
+from tasks.release_record import ENDED, LIVE, Look, Release, ReleaseStore, State, Transition, Wish
+from tasks.tracking import TAG, Tracking
+from tasks.traffic import all_to, champion_with_idle, entity_name, shadowed, shared, workloads
+from tasks.verdict import Verdict
+
+__all__ = ["Controller", "ReleaseError", "begin", "controlled"]
+
+ASKED_SECONDS = 1.0
+"""How often the registry and the approvals are asked; both are files or a server, and change slowly."""
+LABELS_SECONDS = 2.0
+KEPT_SECONDS = 1.0
+"""How often a look of the analysis is kept, unless it says something new."""
+
+
+class ReleaseError(ContenderError):
+    """A release that did not end in a promotion, or cannot be begun; the message says why."""
+
+    exit_code = 3
+
+
+# Beginning --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def controlled(
+    platform: Platform, loaded: LoadedSpec, version: str | None = None, *, old: bool = False
+) -> Iterator["Controller"]:
+    """The controller of the release that is under way, or of a new one for `version` or the challenger.
+
+    `old` asks for the newest release whatever became of it: labels, or a person, may take a promotion back.
+
+    Raises:
+        BusyError: another process controls a release of this model.
+        ReleaseError: there is nothing to release, or another version is under way.
+        BadInputError: the data plane is not up.
+    """
+    name = platform.registered_model(loaded.name)
+    busy = f"another process controls a release of {name}"
+    with platform.alone(f"release-{name}", busy), ExitStack() as stack:
+        yield Controller(platform, loaded, begin(platform, loaded, version, old=old), stack)
+
+
+def begin(
+    platform: Platform, loaded: LoadedSpec, version: str | None = None, *, old: bool = False
+) -> Release:
+    """The release that is under way, or a new one, written down and in the ledger; with `old` the newest there is.
+
+    Raises:
+        ReleaseError: there is nothing to release, or another version is under way.
+        PromotionRefusedError: the version's gates did not pass, or its file is another.
+    """
+    store = ReleaseStore(platform, loaded.name)
+    newest = store.newest()
+    if old and newest is not None:
+        return newest
+    if newest is not None and not newest.ended:
+        if version not in {None, newest.challenger.version}:
+            raise ReleaseError(
+                f"version {newest.challenger.version} of {newest.challenger.name} is being released; "
+                "roll it back, or wait for it to end"
+            )
+        return newest
+    ref = _wanted(platform, loaded.name, version)
+    if (
+        version is None
+        and newest is not None
+        and newest.challenger == ref
+        and newest.state is not State.PROMOTED
+    ):
+        raise ReleaseError(
+            f"{ref.name} version {ref.version} was {str(newest.state).replace('_', ' ')} already "
+            f"({newest.history[-1].reason}); train a better one, or name it to try again: --version {ref.version}"
+        )
+    standing = standing_champion(platform, loaded.name)
+    if isinstance(standing, ChampionMissing):
+        raise ReleaseError(f"{standing.reason}; give the alias `champion` to the version that serves")
+    champion = None if isinstance(standing, NoChampionYet) else standing
+    if champion is not None and champion.version == ref.version:
+        raise ReleaseError(f"{ref.name} version {ref.version} is champion already")
+    plan = loaded.spec.release.plan_for(platform.environment.name)
+    if plan.strategy == "direct" and platform.environment.approvals:
+        raise ReleaseError(
+            f"{loaded.path}: release.strategy: `direct` puts a version in place unlooked at, and environment "
+            f"{platform.environment.name!r} asks for approvals; choose another for it under release.environments"
+        )
+    history = [
+        entry for entry in ledger_of(platform).entries(loaded.name) if entry.subject.startswith(ref.name)
+    ]
+    register.require_promotable(platform, ref, history, ["to be asked for"])
+    register.require_compared(ref, champion.version if champion else None, history)
+    tags = Tracking(platform).client.get_model_version(ref.name, ref.version).tags
+    now = datetime.now(UTC)
+    release = Release(
+        id=f"{ref.name}-{ref.version}-{now:%Y%m%dt%H%M%S}".lower(),
+        model=loaded.name,
+        environment=platform.environment.name,
+        endpoint=platform.endpoint(loaded.name),
+        challenger=ref,
+        champion=champion,
+        gate_report=tags.get(f"{TAG}gate_report", ""),
+        author=tags.get(f"{TAG}author", ""),
+        started_by=platform.identity(),
+        plan=plan,
+        begun=now,
+        entered=now,
+    )
+    if plan.looks and champion is not None and platform.data_plane.status() is None:
+        raise BadInputError(
+            "the data plane is not up, so no traffic can decide; start it with: "
+            f"python -m flows.run up --env {platform.environment.name}"
+        )
+    if newest is not None and not newest.closed:
+        store.save(newest.model_copy(update={"closed": True}))
+    store.save(release)
+    _write(platform, release, "release.started", {"replaces": champion.version if champion else None})
+    return release
+
+
+def _wanted(platform: Platform, model: str, version: str | None) -> ChampionRef:
+    if version is None:
+        return register.challenger_of(platform, model)
+    ref = version_ref(platform, model, version)
+    if isinstance(ref, ChampionMissing):
+        raise PromotionRefusedError(ref.reason)
+    return ref
+
+
+def _write(
+    platform: Platform, release: Release, event: str, details: Mapping[str, Any], key: str = ""
+) -> None:
+    """One entry of a release in the ledger; written again it stands once."""
+    ledger_of(platform).append(
+        event,
+        model=release.model,
+        subject=release.subject,
+        details={
+            "release": release.id,
+            "version": release.challenger.version,
+            "model_digest": release.challenger.digest,
+            **details,
+        },
+        key=f"{event}/{release.id}{f'/{key}' if key else ''}",
+        actor=platform.identity(),
+    )
+
+
+# The controller ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Known:
+    """What was asked of the registry and the approvals, and when."""
+
+    asked: float = -1e9
+    approvals: Verdict = Verdict.INCONCLUSIVE
+    missing: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    approvers: tuple[str, ...] = ()
+    champion_stands: bool | None = None
+    changed: str = ""
+    unavailable: str = ""
+
+
+@dataclass
+class _Eyes:
+    """One stage's requests as they come in."""
+
+    stage: Stage
+    data: StageData
+    since: datetime
+    until: datetime | None = None
+    requests: Observations | None = None
+    restarts: int = 0
+    labels_at: float = -1e9
+    look: Look | None = None
+    kept_at: float = -1e9
+
+
+@dataclass
+class Controller:
+    """Takes one release through its plan; `release` is the record as it stands."""
+
+    platform: Platform
+    loaded: LoadedSpec
+    release: Release
+    stack: ExitStack
+    wish: Wish | None = None
+    last: Observation | None = None
+    _known: _Known = field(default_factory=_Known)
+    _eyes: _Eyes | None = None
+    _lease_until: datetime | None = None
+    _repaired: bool = False
+
+    def __post_init__(self) -> None:
+        self._store = ReleaseStore(self.platform, self.release.model)
+        self._endpoints = self.platform.endpoints
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be done before labels come."""
+        return self.release.ended
+
+    @property
+    def look(self) -> Look | None:
+        """What the analysis said last."""
+        return self._eyes.look if self._eyes else None
+
+    def step(self) -> Action:
+        """Observe once, and do what that decides; what was cut short is taken up first."""
+        if not self._repaired:
+            self._take_up()
+        now = datetime.now(UTC)
+        self._renew(now)
+        seen = self.last = self.observe()
+        action = decide(self.release.plan, self.release, seen, datetime.now(UTC))
+        match action:
+            case Enter():
+                self._enter(action, seen)
+            case Hold() if action.reason != self.release.held:
+                self._save(held=action.reason)
+                _write(self.platform, self.release, "release.held", {"reason": action.reason}, str(now))
+            case Close():
+                self._close(action)
+        return action
+
+    def pause_seconds(self, spent: float) -> float:
+        """How long to wait after a look that took `spent` seconds: a fifth of the time at most goes into looking."""
+        return max(
+            self.release.plan.look_seconds - spent, 4 * spent if spent > self.release.plan.look_seconds else 0
+        )
+
+    # Taking up what was cut short
+
+    def _take_up(self) -> None:
+        """Make true what a controller that died left half done; a stage with traffic begins anew."""
+        self._repaired = True
+        intent, release, wish = self.release.intent, self.release, self._wish()
+        reached = {release.state, intent.state if intent else None}
+        if wish.get("wish") == "roll_back" and reached & {*LIVE, State.PROMOTED} and not release.ended:
+            reason = wish.get("wish_reason", "a person asked for it")
+            self._enter(Enter(State.ROLLED_BACK, reason, release.step), Observation(at=datetime.now(UTC)))
+        elif intent is not None:
+            same = intent.state is release.state and intent.step == release.step
+            reason = f"{intent.reason} (taken up again)"
+            taken = self._lost() if same else Enter(intent.state, reason, intent.step, again=True)
+            self._enter(taken, Observation(at=intent.observed))
+        elif release.state in LIVE:
+            self._enter(self._lost(), Observation(at=datetime.now(UTC)))
+
+    def _lost(self) -> Enter:
+        """What `decide` makes of a stage whose controller was lost, or whose lease lapsed."""
+        seen = Observation(at=datetime.now(UTC), ready=True, lease_lapsed=True)
+        action = decide(self.release.plan, self.release, seen, seen.at)
+        assert isinstance(action, Enter)
+        return action
+
+    def abandon(self) -> None:
+        """Give the champion all traffic, where it still can be done; what broke is for the next controller to mend."""
+        release = self.release
+        if release.champion is not None and release.state in LIVE:
+            with suppress(Exception):
+                self._serve(all_to(release.champion, self._workload()), wait=False)
+
+    # Observing
+
+    def observe(self) -> Observation:
+        """Everything that is known now; what cannot be asked makes the release wait, and never go forward."""
+        now = datetime.now(UTC)
+        self._ask()
+        known, problems = self._known, [self._known.unavailable]
+        ready: bool | None = None
+        restarts, look = 0, None
+        if self.release.state in {State.APPROVED, *LIVE} and self.release.champion is not None:
+            try:
+                ready, ended = self._challenger_state()
+                restarts = ended - self._eyes.restarts if self._eyes else 0
+            except (ContenderError, OSError) as error:
+                problems.append(f"the endpoint cannot be asked: {error}")
+        if self.release.state in LIVE or self._watches:
+            try:
+                look = self._looked(now)
+            except (ContenderError, OSError) as error:
+                problems.append(f"the prediction log cannot be read: {error}")
+                self._let_go()
+        return Observation(
+            at=now,
+            approvals=known.approvals,
+            approvals_missing=known.missing,
+            champion_stands=known.champion_stands,
+            changed=known.changed,
+            ready=ready,
+            restarts=restarts,
+            requests=self._eyes.data.counts() if self._eyes else (0, 0),
+            analysis=self._judged(look),
+            findings=explained(look) if look else "",
+            lease_lapsed=self._lease_until is not None and now >= self._lease_until,
+            **self._wish(),
+            unavailable="; ".join(problem for problem in problems if problem),
+        )
+
+    def _wish(self) -> dict[str, Any]:
+        """What a person asks for: at the terminal, or from elsewhere."""
+        if self.wish is not None:
+            return {"wish": self.wish}
+        found = self._store.wish(self.release.id)
+        return {"wish": found[0], "wish_reason": found[1]} if found else {}
+
+    def _ask(self) -> None:
+        """Ask the registry and the approvals, every now and then, and always before anything goes forward."""
+        known = self._known
+        if time.monotonic() - known.asked < ASKED_SECONDS:
+            return
+        known.asked = time.monotonic()
+        try:
+            known.champion_stands, known.changed = self._stands()
+            found = self._standing_approvals()
+        except Exception as error:  # noqa: BLE001 - whatever cannot be asked, nothing goes forward meanwhile
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            known.champion_stands, known.unavailable = None, f"registry or ledger cannot be asked: {said[0]}"
+            return
+        known.unavailable = ""
+        if found is None:
+            known.approvals = Verdict.PASS
+            return
+        known.digests, known.approvers = found.digests, found.approvers
+        known.missing = (found.why_not,) if found.why_not else ()
+        if found.rejected is not None:
+            known.approvals = Verdict.FAIL
+        else:
+            known.approvals = Verdict.PASS if found.complete else Verdict.INCONCLUSIVE
+
+    def _stands(self) -> tuple[bool, str]:
+        """Whether champion and challenger are still those that the release began with; what is not."""
+        release = self.release
+        standing = standing_champion(self.platform, release.model)
+        expected = release.challenger if release.state is State.PROMOTED else release.champion
+        if isinstance(standing, ChampionMissing):
+            return False, standing.reason
+        found = None if isinstance(standing, NoChampionYet) else standing
+        if (found and (found.version, found.digest)) != (expected and (expected.version, expected.digest)):
+            return False, f"{f'version {found.version}' if found else 'nothing'} is champion now"
+        ours = version_ref(self.platform, release.model, release.challenger.version)
+        if isinstance(ours, ChampionMissing):
+            return False, ours.reason
+        if ours.digest != release.challenger.digest:
+            return False, "the challenger's model file is not the one that the gates saw"
+        return True, ""
+
+    def _challenger_state(self) -> tuple[bool | None, int]:
+        """Whether the challenger has a worker that answers, and how often its workers ended by themselves."""
+        found = self._endpoints.get_endpoint(self.release.endpoint)
+        name = entity_name(self.release.challenger)
+        for entity in found["config"]["served_entities"]:
+            if entity["name"] == name:
+                state = entity.get("state", {}).get("deployment")
+                starting = state != "DEPLOYMENT_READY" and self.release.state is State.APPROVED
+                return (None if starting else state == "DEPLOYMENT_READY"), int(entity.get("restarts", 0))
+        return (None if self.release.state is State.APPROVED else False), 0
+
+    def _judged(self, look: Look | None) -> Verdict:
+        """What counts of a look: all of it, and after promotion the labels alone."""
+        if look is None:
+            return Verdict.INCONCLUSIVE
+        if self.release.state is State.PROMOTED:
+            return next(reading.verdict for reading in look.readings if reading.test == "quality")
+        return look.verdict
+
+    def _looked(self, now: datetime) -> Look:
+        """Take in what was logged since the last look, and ask the tests."""
+        eyes = self._eyes or self._opened()
+        if eyes.requests is None:
+            eyes.requests = self.stack.enter_context(
+                self.platform.observations(self.release.endpoint, eyes.since)
+            )
+        more = True
+        while more:
+            found = eyes.requests.poll()
+            table = found.table
+            if eyes.until is not None:
+                table = table.filter(pc.less(table.column("time"), pa.scalar(eyes.until)))
+            eyes.data.add(table)
+            more = found.more
+        if self.release.plan.analysis.quality and time.monotonic() - eyes.labels_at > LABELS_SECONDS:
+            eyes.labels_at = time.monotonic()
+            eyes.data.label(labels_for(self.platform, self.release.model, eyes.data.unlabelled))
+        look = eyes.data.look(now)
+        said = look.verdict is not (eyes.look.verdict if eyes.look else None)
+        if said or time.monotonic() - eyes.kept_at >= KEPT_SECONDS:
+            eyes.kept_at = time.monotonic()
+            self._store.add_look(self.release, look)
+        eyes.look = look
+        return look
+
+    @property
+    def _watches(self) -> bool:
+        """Whether labels of what both arms answered may still take a promotion back."""
+        release = self.release
+        return (
+            release.state is State.PROMOTED
+            and not release.closed
+            and release.champion is not None
+            and release.plan.looks > 0
+            and release.plan.analysis.quality is not None
+        )
+
+    def _opened(self) -> _Eyes:
+        """Eyes for the stage that is under way; after promotion, for the stage whose labels tell most."""
+        release, plan = self.release, self.release.plan
+        assert release.champion is not None
+        state, step, since, until = release.state, release.step, release.entered, None
+        if self._watches:
+            # Copies of all requests, if there were any, tell more than the shares of the last step.
+            entered = [past for past in release.history if past.state in LIVE]
+            chosen = next((past for past in entered if past.state is State.SHADOW), entered[-1])
+            after = release.history[release.history.index(chosen) + 1]
+            assert chosen.effective is not None
+            state, step, since, until = chosen.state, chosen.step, chosen.effective, after.at
+        stage = next(one for one in stages(plan) if (one.state, one.step) == (state, step))
+        data = StageData(
+            plan.analysis,
+            stage,
+            self.loaded.spec.target,
+            names=(entity_name(release.challenger), entity_name(release.champion)),
+            steps=plan.looks + 1,
+            cuts=self._cuts(release.champion),
+        )
+        restarts = self._challenger_state()[1] if release.state in LIVE else 0
+        self._eyes = _Eyes(stage, data, since, until, restarts=restarts)
+        return self._eyes
+
+    def _cuts(self, champion: ChampionRef) -> tuple[float, ...]:
+        """Where a regression's distributions are compared: the deciles of the champion's answers in its evaluation."""
+        found = Tracking(self.platform).document(champion.run_id, "evaluation", Evaluation)
+        return found.deciles if found else ()
+
+    def _let_go(self) -> None:
+        """Stop reading; the next look reads the stage's requests from its beginning."""
+        self.stack.close()
+        self._eyes = None
+
+    # Making it so
+
+    def _enter(self, action: Enter, seen: Observation) -> None:
+        """Into a state: written down, made so, and confirmed."""
+        release = self.release
+        stage = _stage(release, action)
+        intent = Transition(
+            state=action.state,
+            step=action.step,
+            percentage=stage.percentage if stage else 100 if action.state is State.PROMOTED else 0,
+            reason=action.reason,
+            observed=seen.at,
+            at=datetime.now(UTC),
+        )
+        former = release.state
+        release = self._save(intent=intent)
+        try:
+            self._make(action, former)
+        except PromotionRefusedError as error:
+            # Before the promotion could be made: whatever it lacks, callers get the champion.
+            state = State.ROLLED_BACK if former in LIVE else State.REJECTED
+            self._enter(Enter(state, str(error), action.step), seen)
+            return
+        now = datetime.now(UTC)
+        done = intent.model_copy(update={"effective": now})
+        ends = action.state in ENDED
+        hours = release.plan.rollback_hours
+        watched = action.state is State.PROMOTED and release.champion is not None and hours > 0
+        self._note(done, former)
+        self._save(
+            intent=None,
+            state=action.state,
+            step=action.step,
+            attempt=release.attempt + 1 if action.again else 1,
+            entered=now,
+            history=(*release.history, done),
+            held="",
+            approvals=self._known.digests or release.approvals,
+            watch_until=now + timedelta(hours=hours) if watched else None,
+            closed=ends and not watched,
+        )
+        self._let_go()
+        if action.again or ends:
+            self._forget_wish()
+
+    def _make(self, action: Enter, former: State) -> None:
+        """Endpoint and aliases; every way through here may be gone again."""
+        release, platform = self.release, self.platform
+        challenger, champion = release.challenger, release.champion
+        if action.state is State.PROPOSED:
+            return
+        if champion is None:
+            if action.state is State.PROMOTED:
+                register.promote(platform, release.model, challenger, approvals=self._approved())
+                self._serve(all_to(challenger, None))
+            elif action.state in ENDED:
+                register.withdraw(platform, challenger, str(action.state))
+            return
+        workload = self._workload()
+        if action.state is State.APPROVED:
+            if release.plan.looks:
+                self._serve(champion_with_idle(champion, challenger, workload, salt=release.id), wait=False)
+        elif action.state in LIVE:
+            self._serve(self._live(action, workload))
+        elif action.state is State.PROMOTED:
+            self._promote(challenger, champion, workload)
+        else:
+            self._put_back(champion, challenger, former, action, workload)
+
+    def _promote(self, challenger: ChampionRef, champion: ChampionRef, workload: str | None) -> None:
+        """All traffic under a lease, then the aliases, then the lease goes: killed between, the champion is back."""
+        release = self.release
+        kept = champion if release.plan.rollback_hours else None
+        if release.plan.looks:
+            self._serve(self._leased(challenger, champion, workload))
+        register.promote(self.platform, release.model, challenger, approvals=self._approved())
+        self._serve(all_to(challenger, workload, warm=kept))
+
+    def _put_back(
+        self,
+        champion: ChampionRef,
+        challenger: ChampionRef,
+        former: State,
+        action: Enter,
+        workload: str | None,
+    ) -> None:
+        """The champion for everybody, at once; then the registry, as far as it is to be had."""
+        self._serve(all_to(champion, workload))
+        if former is State.PROMOTED or self._serves_by_alias(challenger):
+            register.restore(
+                self.platform, self.release.model, champion, reason=action.reason, key=self.release.id
+            )
+        register.withdraw(self.platform, challenger, str(action.state))
+
+    def _serves_by_alias(self, challenger: ChampionRef) -> bool:
+        """Whether a promotion that was cut short had moved the alias already."""
+        standing = standing_champion(self.platform, self.release.model)
+        return isinstance(standing, ChampionRef) and standing.version == challenger.version
+
+    def _standing_approvals(self) -> approvals.Approvals | None:
+        """How the approvals stand; None where the environment asks for none."""
+        if not self.platform.environment.approvals:
+            return None
+        return approvals.standing(
+            self.platform,
+            self.release.model,
+            self.release.challenger,
+            datetime.now(UTC),
+            release=self.release.id,
+        )
+
+    def _approved(self) -> Sequence[str]:
+        """The approvals that stand at this moment.
+
+        Raises:
+            PromotionRefusedError: some are missing by now.
+        """
+        found = self._standing_approvals()
+        if found is None:
+            return ()
+        if not found.complete:
+            raise PromotionRefusedError(f"{self.release.id}: {found.why_not}")
+        return found.digests
+
+    # Traffic
+
+    def _live(self, action: Enter, workload: str | None) -> dict[str, Any]:
+        release, stage = self.release, _stage(self.release, action)
+        assert stage is not None
+        assert release.champion is not None
+        make: Callable[..., dict[str, Any]] = shadowed if stage.state is State.SHADOW else shared
+        return make(
+            release.champion,
+            release.challenger,
+            workload,
+            percentage=stage.percentage,
+            salt=release.id,
+            until=self._lease(),
+            sticky=release.plan.sticky_header,
+        )
+
+    def _leased(self, challenger: ChampionRef, champion: ChampionRef, workload: str | None) -> dict[str, Any]:
+        """Everything to the challenger, for as long as the lease lasts."""
+        config = all_to(challenger, workload, warm=champion)
+        fallback = {"expires_at": self._lease().isoformat(), "fallback": entity_name(champion)}
+        config["traffic_config"] |= {"salt": self.release.id, "lease": fallback}
+        return config
+
+    def _lease(self) -> datetime:
+        self._lease_until = datetime.now(UTC) + timedelta(seconds=self.release.plan.lease_seconds)
+        return self._lease_until
+
+    def _renew(self, now: datetime) -> None:
+        """Renew the lease once a third of it is over; one that lapsed is not renewed, but begun anew."""
+        release = self.release
+        if release.state not in LIVE or release.intent is not None or self._lease_until is None:
+            return
+        left = (self._lease_until - now).total_seconds()
+        if not 0 < left < release.plan.lease_seconds * 2 / 3:
+            return
+        before = self._lease_until
+        try:
+            again = Enter(release.state, "", release.step)
+            self._serve(self._live(again, self._workload()), wait=False)
+        except (ContenderError, OSError):
+            # The old lease still holds, and is tried again at the next look.
+            self._lease_until = before
+
+    def _workload(self) -> str | None:
+        try:
+            return workloads(self._endpoints.get_endpoint(self.release.endpoint)["config"])
+        except BadInputError:
+            return None
+
+    def _serve(self, config: Mapping[str, Any], *, wait: bool = True) -> None:
+        """Have the endpoint do as the config says, and wait until it does, where anything is up to do it."""
+        name = self.release.endpoint
+        if any(found["name"] == name for found in self._endpoints.list_endpoints()):
+            said = self._endpoints.update_endpoint_config(name, config)
+        else:
+            said = self._endpoints.create_endpoint(name, config)
+        if not config["traffic_config"].get("lease"):
+            self._lease_until = None
+        # Without an address nothing is up to do it; it will be done once something is.
+        if wait and said.get("url", name) is not None:
+            self.platform.wait_for_endpoint(name)
+
+    # What is written of it
+
+    def _save(self, **changes: Any) -> Release:
+        self.release = self._store.save(self.release.model_copy(update=changes))
+        return self.release
+
+    def _note(self, done: Transition, former: State) -> None:
+        """The ledger's entry of a transition that is in effect."""
+        release = self.release
+        event = {
+            State.APPROVED: "release.approved",
+            State.PROMOTED: "release.promoted",
+            State.ROLLED_BACK: "release.rolled_back",
+            State.REJECTED: "release.rejected",
+        }.get(done.state, "release.step")
+        assert done.effective is not None
+        _write(
+            self.platform,
+            release,
+            event,
+            {
+                "from": str(former),
+                "state": str(done.state),
+                "step": done.step,
+                "percentage": done.percentage,
+                "reason": done.reason,
+                "seconds": round((done.effective - done.observed).total_seconds(), 3),
+                "approvals": list(self._known.digests),
+                "approvers": list(self._known.approvers),
+            },
+            f"{len(release.history)}",
+        )
+
+    def _forget_wish(self) -> None:
+        self.wish = None
+        self._store.forget_wish(self.release.id)
+
+    def _close(self, action: Close) -> None:
+        """The window is over: the former champion is no longer kept ready."""
+        release = self.release
+        if self._known.champion_stands:
+            self._serve(all_to(release.challenger, self._workload()), wait=False)
+        self._save(closed=True)
+        _write(self.platform, release, "release.closed", {"reason": action.reason})
+
+
+def _stage(release: Release, action: Enter) -> Stage | None:
+    """The plan's stage for an action that goes into one."""
+    return next(
+        (one for one in stages(release.plan) if (one.state, one.step) == (action.state, action.step)), None
+    )
