@@ -47,4 +47,4 @@ def labels_add(
     said += f", {added.repeated:,} repeated in the file" if added.repeated else ""
     console.out.print(f"{said}; {added.snapshot.rows:,} labels of {loaded.name} by now", soft_wrap=True)
     if added.unknown:
-        console.out.print(f"{added.unknown:,} requests of these stand in no prediction log", style="yellow")
+        console.out.print(f"Requests of these that no prediction log has: {added.unknown:,}", style="yellow")

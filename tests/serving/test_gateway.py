@@ -18,6 +18,7 @@ import pytest
 
 from deployments.environment import GatewayConfig, RequestLimits
 from deployments.errors import BadInputError
+from serving.endpoint import Lease
 from serving.gateway import EnvoyGateway, GatewayError, PythonGateway, chosen_gateway
 from serving.keys import callers, new_key, revoke
 from tests.serving.gateways import Backend, Load, ask, free_port, plan_of, start, traffic, until
@@ -199,6 +200,65 @@ def test_the_header_that_sticks_is_the_one_declared(begin):
 
     assert names_of(running, ids, "x-customer") == names_of(running, ids, "x-customer")
     assert len(set(names_of(running, ["one"] * 1 + ids).values())) == 2
+
+
+def test_an_endpoint_may_have_a_sticky_header_of_its_own_beside_others(begin, backends):
+    own = traffic(champion=50, challenger=50).model_copy(update={"sticky_header": "x-customer"})
+    running = begin(own)
+    ids = [f"customer-{number}" for number in range(60)]
+
+    by_its_own = names_of(running, ids, "x-customer")
+
+    assert by_its_own == names_of(running, ids, "x-customer")
+    assert set(by_its_own.values()) == {"champion", "challenger"}
+    assert len(set(names_of(running, [None] * 40).values())) == 2
+    assert len({answer.headers["x-served-entity"] for answer in asked_by_both(running, ids)}) == 1
+
+    running.apply(endpoints={"churn": traffic(champion=50, challenger=50)})
+    assert names_of(running, ids) == names_of(running, ids) == by_its_own
+
+
+def asked_by_both(running, ids):
+    """Answers to one customer who says another caller's id each time."""
+    return [running.ask(headers={"x-customer": "one", "x-caller-id": caller}) for caller in ids[:20]]
+
+
+def test_neither_a_key_nor_what_only_the_gateway_may_say_can_be_forged_to_stick(begin, keys):
+    key = new_key(keys, "shop")
+    by_caller = traffic(champion=50, challenger=50).model_copy(update={"sticky_header": "x-contender-caller"})
+    running = begin(by_caller, callers=known(keys))
+
+    names = {
+        running.ask(headers={"x-api-key": key, "x-contender-caller": f"forged-{number}"}).headers[
+            "x-served-entity"
+        ]
+        for number in range(40)
+    }
+
+    assert len(names) == 1
+
+
+def test_callers_who_all_go_to_the_challenger_are_mirrored_to_the_champion(begin, backends):
+    leased = traffic(champion=0, challenger=100, mirror=("champion", 100)).model_copy(
+        update={"lease": Lease(expires_at="2199-01-01T00:00:00Z", fallback="champion")}
+    )
+    running = begin(leased)
+    mine = [f"blue-green-{time.time_ns()}-{number}" for number in range(40)]
+
+    answered = {
+        running.ask(headers={"x-request-id": one, "x-caller-id": one}).headers["x-served-entity"]
+        for one in mine
+    }
+
+    def copies():
+        return [told for told in backends["champion"].seen() if told["headers"]["x-request-id"] in mine]
+
+    until(lambda: len(copies()) == 40, "all copies arrived")
+    direct = [told for told in backends["challenger"].seen() if told["headers"]["x-request-id"] in mine]
+    assert answered == {"challenger"}
+    assert all(told["headers"]["host"].split(":")[0].endswith("-shadow") for told in copies())
+    assert not [told for told in direct if told["headers"]["host"].split(":")[0].endswith("-shadow")]
+    assert sorted(told["headers"]["x-request-id"] for told in copies()) == sorted(mine)
 
 
 def test_a_mirrored_request_has_the_same_id_and_says_that_it_is_one(begin, backends):
