@@ -1,5 +1,7 @@
 """Environments: what is declared of a place to run, and that the shipped ones are as strict as they say."""
 
+import base64
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jsonschema  # type: ignore[import-untyped]
@@ -9,12 +11,14 @@ from pydantic import JsonValue, RootModel
 from deployments.documents import load_document
 from deployments.environment import (
     ENVIRONMENTS,
+    Approver,
     DaskRunner,
     Environment,
     ProcessRunner,
     ThreadRunner,
     known_environments,
     load_environment,
+    same_person,
 )
 from deployments.errors import BadInputError, SpecError
 
@@ -138,3 +142,98 @@ def test_a_bad_setting_is_refused_at_its_line_and_key(tmp_path: Path, line: str,
 )
 def test_an_environment_without_a_place_or_a_name_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     assert refused(tmp_path, text).startswith(problem)
+
+
+# Approvers
+
+
+def key(byte: int = 7) -> str:
+    return base64.b64encode(bytes([byte] * 32)).decode()
+
+
+def approver(name: str, public_key: str, **more: str) -> str:
+    fields = {"identities": f"[{name.lower()}@example.org]", "roles": "[owner]"} | more
+    listed = ", ".join(f"{field}: {value}" for field, value in fields.items())
+    return f"  - {{name: {name}, public_key: '{public_key}', {listed}}}\n"
+
+
+def test_an_approver_is_a_person_with_names_roles_and_a_key(tmp_path: Path) -> None:
+    line = approver("Ada", key(), valid_until="2027-01-31T00:00:00Z")
+
+    (found,) = load_environment(written(tmp_path, LEAST + "approvers:\n" + line)).approvers
+
+    assert found.key == bytes([7] * 32)
+    assert found.person == {"ada", "ada@example.org"}
+    assert found.valid(datetime(2027, 1, 30, tzinfo=UTC))
+    assert not found.valid(datetime(2027, 1, 31, tzinfo=UTC))
+
+
+def test_who_is_who_does_not_hang_on_capitals_spaces_or_how_a_letter_is_written() -> None:
+    assert same_person(" Zoë@Example.org ") == same_person("zoe\u0308@example.ORG")
+    assert same_person("ada") != same_person("ada2")
+
+
+def test_a_role_that_nobody_has_may_be_asked_for(tmp_path: Path) -> None:
+    text = LEAST + "approvals: [owner, compliance]\napprovers:\n" + approver("Ada", key())
+
+    assert load_environment(written(tmp_path, text)).nobody_for() == ("compliance",)
+    assert load_environment("prod").nobody_for() == ("owner", "compliance")
+
+
+def test_production_takes_what_was_promoted_in_test_alone() -> None:
+    assert {name: load_environment(name).takes_from for name in known_environments()} == {
+        "dev": None,
+        "test": None,
+        "prod": "test",
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "problem"),
+    [
+        ("", approver("Ada", "AAAA"), "approvers[0].public_key: this is no ed25519 public key"),
+        ("", approver("Ada", key()[:-1]), "approvers[0].public_key: this is no ed25519 public key"),
+        ("", approver("Ada", "not base64"), "approvers[0].public_key: this is no ed25519 public key"),
+        ("", approver("Ada", key(0)), "approvers[0].public_key: this key takes signatures that nobody made"),
+        ("", approver("Ada", key(), identities="[]"), "approvers[0].identities: "),
+        ("", approver("Ada", key(), identities="['a,b']"), "approvers[0].identities[0]: "),
+        ("", approver("Ada", key(), roles="[]"), "approvers[0].roles: "),
+        ("", approver("Ada", key(), valid_until="2027-01-31T00:00:00"), "approvers[0].valid_until: "),
+        (
+            approver("Bob", key()),
+            approver("Ada", key()),
+            "approvers[1].public_key: 'Bob' has this key already",
+        ),
+        (
+            approver("Bob", key(8), identities="[ADA]"),
+            approver("Ada", key()),
+            "approvers[1]: 'Ada' has a name or identity of 'Bob'; one person has one entry",
+        ),
+    ],
+)
+def test_an_approver_who_cannot_be_told_from_others_or_has_no_key_is_refused(
+    tmp_path: Path, first: str, second: str, problem: str
+) -> None:
+    assert problem in refused(tmp_path, LEAST + "approvers:\n" + first + second)
+
+
+@pytest.mark.parametrize("point", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
+@pytest.mark.parametrize("sign", [0, 1])
+def test_a_key_by_which_anybody_can_sign_is_refused(point: int, sign: int) -> None:
+    weak = base64.b64encode((point | sign << 255).to_bytes(32, "little")).decode()
+
+    with pytest.raises(ValueError, match="signatures that nobody made"):
+        Approver(name="Ada", identities=("ada",), roles=("owner",), public_key=weak)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("approvals: [owner, owner]", "approvals: 'owner' is named twice"),
+        ("approval_days: 0", "approval_days: must be greater than 0"),
+        ("approval_days: .inf", "approval_days: must be less than or equal to 366"),
+        ("takes_from: dev", "takes_from: an environment cannot take models from itself"),
+    ],
+)
+def test_approvals_that_make_no_sense_are_refused(tmp_path: Path, line: str, problem: str) -> None:
+    assert refused(tmp_path, LEAST + line).startswith(f"dev.yaml:3: {problem}")

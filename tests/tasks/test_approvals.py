@@ -47,6 +47,7 @@ from tasks.train import TrainingRun
 from tasks.verdict import Verdict
 
 MODEL = "churn"
+CHURN = load_spec(MODEL)
 DIGEST = "d" * 64
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 AUTHOR = "tess@example.org"
@@ -113,7 +114,7 @@ class Case:
             for name in (gate, INTEGRATION)
         ]
         settle(
-            load_spec(MODEL),
+            CHURN,
             self.platform,
             self.run,
             Version(
@@ -426,7 +427,7 @@ def test_a_version_that_the_registry_says_another_digest_of_cannot_be_approved(c
         draft(
             case.platform,
             MODEL,
-            version_ref(case.platform, MODEL, "1"),
+            version_ref(case.platform, MODEL, case.ref.version),
             role="owner",
             approver="Ada",
             ticket="CHG-1",
