@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from deployments.errors import BadInputError, ContenderError
+from flows.approval_commands import approval_app
 from flows.options import EnvOption, JsonOption, ModelOption
 from flows.serving_commands import serving_app
 from flows.session import session
@@ -43,6 +44,7 @@ app = typer.Typer(
 spec_app = typer.Typer(help="Check, describe and draft model specs.", no_args_is_help=True)
 audit_app = typer.Typer(help="Read and verify the ledger and the evidence bundles.", no_args_is_help=True)
 app.add_typer(serving_app)
+app.add_typer(approval_app)
 app.add_typer(spec_app, name="spec")
 app.add_typer(audit_app, name="audit")
 
