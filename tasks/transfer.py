@@ -1,0 +1,644 @@
+"""Transfer: a version of one environment becomes a challenger in another, with its lineage and its own judgement there.
+
+The model's files are carried byte for byte, each checked against the digest that its training recorded; what the
+line asks of a version's run later is carried with them. Every step finds what an earlier, interrupted run of it left.
+"""
+
+import hmac
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from deployments import model_file
+from deployments.declared import Declared
+from deployments.environment import load_environment
+from deployments.errors import BadInputError, ContenderError
+from deployments.spec import LoadedSpec, ModelSpec
+from platforms import platform_for
+from platforms.platform import Platform
+from tasks.champion import (
+    ChampionMissing,
+    ChampionRef,
+    NoChampionYet,
+    Standing,
+    TrainingSnapshots,
+    download_model,
+    reference_snapshots,
+    standing_champion,
+    trained_query,
+    version_ref,
+)
+from tasks.code_version import CodeVersion
+from tasks.conclude import without_credentials
+from tasks.evaluate import Evaluation, evaluate_challenger
+from tasks.evidence import write_bundle
+from tasks.gate import GateReport, judge
+from tasks.ledger import Entry
+from tasks.outcome import TrainOutcome
+from tasks.reference import carry_references
+from tasks.register import (
+    INTEGRATION,
+    PROMOTED,
+    REGISTERED,
+    REJECTED,
+    PromotionRefusedError,
+    Version,
+    current,
+    integration_gate,
+    ledger_of,
+    register_version,
+    settle,
+)
+from tasks.tracking import TAG, Tracking
+from tasks.train import TrainedModel, TrainingRun
+from tasks.verdict import Verdict
+
+SENT, RECEIVED = "transfer.sent", "transfer.received"
+TRANSFERRED_FROM, PASSED_APPROVERS = f"{TAG}transferred_from", f"{TAG}passed_approvers"
+RELEASED, ROLLED_BACK = "release.promoted", "release.rolled_back"
+
+_REWRITTEN = frozenset({"trained.json", "snapshots.json", "gates.json", "evaluation.json"})
+"""Documents that say where things are or whom they were compared with, and so say something else in the target."""
+
+_OF_THE_TARGET = frozenset(
+    f"{TAG}{name}" for name in ("model_digest", "model_id", "state", "gate_report", "gate_verdict")
+)
+
+
+class Transfer(Declared):
+    """One version taken from one environment into another, and what the gates say of it there."""
+
+    model: str
+    source: str
+    target: str
+    sent: ChampionRef
+    version: Version
+    gates: GateReport
+    unchanged: bool = False
+
+
+@dataclass(frozen=True)
+class _Cargo:
+    """What is transferred, checked: the version, its documents, and by which promotion it passed, where it did."""
+
+    source: Platform
+    ref: ChampionRef
+    loaded: LoadedSpec
+    trained: TrainedModel
+    gates: GateReport
+    tags: Mapping[str, str]
+    history: tuple[Entry, ...]
+    passed: Entry | None
+
+    @property
+    def name(self) -> str:
+        """What the target calls the version's origin."""
+        return f"{self.source.environment.name}/{self.ref.name}/{self.ref.version}"
+
+    @property
+    def model(self) -> str:
+        """The model's own name."""
+        return self.loaded.name
+
+    @property
+    def subject(self) -> str:
+        """What the source's ledger calls the version."""
+        return f"{self.ref.name}/{self.ref.version}"
+
+    @property
+    def author(self) -> str:
+        """Who trained it, by the source's ledger: tags in a registry are easily changed."""
+        ours = [entry for entry in self.history if entry.subject == self.subject]
+        received = [str(entry.details["author"]) for entry in ours if entry.event == RECEIVED]
+        return received[0] if received else next(e.actor for e in ours if e.event in {REGISTERED, REJECTED})
+
+    def approvers(self) -> list[str]:
+        """Names and identities of those whose approvals the version's last release in the source used."""
+        for entry in reversed(self.history):
+            if entry.event == RELEASED and entry.subject == self.subject:
+                said = entry.details.get("approvers", [])
+                if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
+                    raise PromotionRefusedError(
+                        f"{self.ref.name} version {self.ref.version}: the ledger of environment "
+                        f"{self.source.environment.name!r} does not say who approved its release"
+                    )
+                return [str(one) for one in said]
+        return []
+
+    def digest_of(self, version: str | None) -> str | None:
+        """The model file of a version that the source promoted, by its ledger."""
+        subject = f"{self.ref.name}/{version}"
+        for entry in reversed(self.history):
+            if entry.event == PROMOTED and entry.subject == subject:
+                return str(entry.details["model_digest"])
+        return None
+
+
+# What may be transferred ------------------------------------------------------------------------------------
+
+
+def require_passed(platform: Platform, model: str, ref: ChampionRef) -> None:
+    """Refuse a version that has not passed in the environment from which this one takes its models, if it names one.
+
+    Asked is the other environment's ledger, by the digest of the model file. A version that was champion here
+    before needs nobody else's word to come back.
+
+    Raises:
+        PromotionRefusedError: says what the other ledger lacks.
+        BadInputError: there is no such environment.
+    """
+    wanted = platform.environment.takes_from
+    if wanted is None:
+        return
+    ours = list(ledger_of(platform).entries(model))
+    if any(
+        entry.event == PROMOTED
+        and entry.subject == f"{ref.name}/{ref.version}"
+        and entry.details.get("model_digest") == ref.digest
+        for entry in ours
+    ):
+        return
+    source = _environment_of(wanted)
+    passed = _passed(source, _history(source, model), model, ref.digest)
+    pinned = next(
+        (
+            entry.details.get("passed")
+            for entry in reversed(ours)
+            if entry.event == RECEIVED and entry.subject == f"{ref.name}/{ref.version}"
+        ),
+        None,
+    )
+    if pinned is not None and pinned not in [entry.hash for entry in passed]:
+        raise PromotionRefusedError(
+            f"{ref.name} version {ref.version} is not promoted: the ledger of environment {wanted!r} no longer "
+            "holds the promotion that it was transferred on"
+        )
+
+
+def _environment_of(name: str) -> Platform:
+    return platform_for(load_environment(name))
+
+
+def _history(source: Platform, model: str) -> tuple[Entry, ...]:
+    """An environment's ledger of one model, once all of it has been verified.
+
+    Raises:
+        PromotionRefusedError: it was changed by something other than an append.
+    """
+    ledger = ledger_of(source)
+    found = ledger.verify()
+    if not found.ok:
+        raise PromotionRefusedError(
+            f"the ledger of environment {source.environment.name!r} does not verify, and nothing is taken on its "
+            f"word ({found.problems[0]})"
+        )
+    return tuple(ledger.entries(model))
+
+
+def _passed(
+    source: Platform, history: tuple[Entry, ...], model: str, digest: str, version: str | None = None
+) -> list[Entry]:
+    """The promotions, oldest first, by which a model file passed in an environment; as one version, or as any.
+
+    Raises:
+        PromotionRefusedError: there is none, or the last one's release was rolled back since.
+    """
+    name = source.registered_model(model)
+    promotions = [
+        entry
+        for entry in history
+        if entry.event == PROMOTED
+        and entry.details.get("model_digest") == digest
+        and entry.subject.rpartition("/")[0] == name
+        and version in {None, entry.subject.rpartition("/")[2]}
+    ]
+    what = f"{name} version {version}" if version else f"the model file {digest[:12]}…"
+    if not promotions:
+        raise PromotionRefusedError(
+            f"{what} has not passed in environment {source.environment.name!r}: its ledger holds no promotion of it"
+        )
+    last = promotions[-1]
+    if any(
+        entry.event == ROLLED_BACK and entry.subject == last.subject and entry.seq > last.seq
+        for entry in history
+    ):
+        raise PromotionRefusedError(
+            f"{what} has not passed in environment {source.environment.name!r}: it was rolled back there"
+        )
+    return promotions
+
+
+def _cargo(source: Platform, target: Platform, model: str, number: str | None) -> _Cargo:
+    """The version to transfer with its documents, once all that its source says of it agrees."""
+    ref = _sent(source, model, number)
+    history = _history(source, model)
+    what, environment = f"{ref.name} version {ref.version}", source.environment.name
+    tracking = Tracking(source)
+    trained = tracking.document(ref.run_id, "trained", TrainedModel)
+    if trained is None or (trained.digest, trained.model_id) != (ref.digest, ref.model_id):
+        raise model_file.UntrustedModelError(
+            f"{what}: what its run in environment {environment!r} recorded is of another model file"
+        )
+    gates = tracking.document(ref.run_id, "gates", GateReport)
+    settled = [
+        entry
+        for entry in history
+        if entry.event in {REGISTERED, REJECTED} and entry.subject == f"{ref.name}/{ref.version}"
+    ]
+    said = settled[-1].details if settled else {}
+    wanted = {"run_id": ref.run_id, "model_digest": ref.digest, "gate_report": gates.digest if gates else ""}
+    if (
+        gates is None
+        or settled[-1:] == []
+        or settled[-1].event != REGISTERED
+        or {key: said.get(key) for key in wanted} != wanted
+    ):
+        raise PromotionRefusedError(
+            f"{what} is not transferred: the ledger of environment {environment!r} does not say that the gates "
+            "passed this model file with this report"
+        )
+    tags = dict(tracking.client.get_model_version(ref.name, ref.version).tags)
+    if tags.get(f"{TAG}dirty") != "false" and not target.environment.allow_dirty_tree:
+        raise PromotionRefusedError(
+            f"{what} is not transferred: it was trained from uncommitted code, and environment "
+            f"{target.environment.name!r} takes committed code only"
+        )
+    loaded = trained_query(source, ref)
+    if loaded.name != model:
+        raise model_file.UntrustedModelError(f"{what}: the spec that its run recorded is of {loaded.name}")
+    _require_one_key(loaded.spec, source, target, what)
+    passed = None
+    if target.environment.takes_from is not None:
+        passed = _passed(source, history, model, ref.digest, ref.version)[-1]
+    return _Cargo(source, ref, loaded, trained, gates, tags, history, passed)
+
+
+def _sent(source: Platform, model: str, number: str | None) -> ChampionRef:
+    found = standing_champion(source, model) if number is None else version_ref(source, model, number)
+    if isinstance(found, NoChampionYet):
+        raise BadInputError(
+            f"{source.registered_model(model)} has no champion to transfer; promote one, or name a version"
+        )
+    if isinstance(found, ChampionMissing):
+        raise BadInputError(found.reason)
+    return found
+
+
+def _require_one_key(spec: ModelSpec, source: Platform, target: Platform, what: str) -> None:
+    """Refuse a model that is given hashes, or whose rows are told apart by them, where the target hashes otherwise."""
+    columns = spec.training_contract.columns
+    asked = dict.fromkeys((*spec.features.columns, *spec.row_key))
+    hashed = [name for name in asked if columns[name].pii == "hash"]
+    if hashed and not hmac.compare_digest(source.pii_key(), target.pii_key()):
+        raise PromotionRefusedError(
+            f"{what} is not transferred: it knows {', '.join(hashed)} as hashes, and environments "
+            f"{source.environment.name!r} and {target.environment.name!r} hash with different keys; give both the "
+            "same key before training"
+        )
+
+
+# The transfer -----------------------------------------------------------------------------------------------
+
+
+def transfer_version(source: Platform, target: Platform, model: str, number: str | None = None) -> Transfer:
+    """Take a version of `source`, its champion by default, into `target`, and have the target judge it.
+
+    Where its gates pass in the target it becomes challenger there. A version that was transferred before is
+    answered as it stands, and judged again only where it was never champion and another champion serves by now.
+
+    Raises:
+        BadInputError: there is no such version.
+        PromotionRefusedError: the target does not take it; says why.
+        UntrustedModelError: a file is not what was recorded, or holds types that the target does not allow.
+        BusyError: another transfer of this model is under way.
+    """
+    wanted = target.environment.takes_from
+    if wanted is not None and _environment_of(wanted).environment != source.environment:
+        raise PromotionRefusedError(
+            f"environment {target.environment.name!r} takes models from environment {wanted!r} as it is declared, "
+            f"and {source.environment.name!r} is another"
+        )
+    if source.mlflow == target.mlflow and source.registered_model(model) == target.registered_model(model):
+        raise BadInputError(
+            f"environments {source.environment.name!r} and {target.environment.name!r} have one registry and one "
+            f"name for {model}: there is nothing to transfer"
+        )
+    name = target.registered_model(model)
+    with target.alone(f"transfer-{name}", f"another transfer of {name} is under way"):
+        return _transfer(_cargo(source, target, model, number), target)
+
+
+def _transfer(cargo: _Cargo, target: Platform) -> Transfer:
+    standing = standing_champion(target, cargo.model)
+    if isinstance(standing, ChampionMissing):
+        raise PromotionRefusedError(
+            f"{standing.reason}; give the alias `champion` to the version that serves"
+        )
+    run = _open(cargo, target)
+    trained = _carry(cargo, target, run)
+    version = register_version(cargo.loaded, target, run, trained, _tags(cargo, target))
+    report = Tracking(target).document(run.run_id, "gates", GateReport)
+    subject = f"{version.name}/{version.version}"
+    ours = list(ledger_of(target).entries(cargo.model))
+    received = any(entry.event == RECEIVED and entry.subject == subject for entry in ours)
+    served = any(entry.event == PROMOTED and entry.subject == subject for entry in ours)
+    # A version that failed may have failed for its surroundings: it is tried again.
+    judged = report is not None and (
+        served or (report.verdict is Verdict.PASS and report.champion == _number(standing))
+    )
+    if report is None or not judged:
+        report = _judged(cargo, target, run, version, trained, standing)
+    if not (received and judged):
+        _write_sent(cargo, target, version)
+        if not served:
+            settle(cargo.loaded, target, run, version, report)
+        _write_evidence(cargo, target, run, version)
+        if not received:
+            _write_received(cargo, target, run, version)
+        Tracking(target).log(run.run_id, tags={f"{TAG}state": "done", f"{TAG}verdict": report.verdict.value})
+        Tracking(target).finish(run.run_id)
+    return Transfer(
+        model=cargo.model,
+        source=cargo.source.environment.name,
+        target=target.environment.name,
+        sent=cargo.ref,
+        version=current(target, version),
+        gates=report,
+        unchanged=received and judged,
+    )
+
+
+def _number(standing: Standing) -> str | None:
+    return standing.version if isinstance(standing, ChampionRef) else None
+
+
+def _open(cargo: _Cargo, target: Platform) -> TrainingRun:
+    """The target's run of this transfer: the one that was begun before, or a new one."""
+    tracking = Tracking(target)
+    experiment = tracking.experiment(cargo.model)
+    key = {f"{TAG}transfer": f"{cargo.name}/{cargo.ref.digest}"}
+    found = tracking.find_run(experiment, key)
+    run_id = (
+        found.info.run_id
+        if found is not None
+        else tracking.create_run(
+            experiment,
+            name=f"{cargo.model} · from {cargo.source.environment.name} v{cargo.ref.version}",
+            tags=key | _lineage(cargo, target) | {f"{TAG}kind": "transfer", f"{TAG}state": "open"},
+        )
+    )
+    theirs = Tracking(cargo.source).client.get_run(cargo.ref.run_id).data
+    return TrainingRun(
+        run_id=run_id,
+        experiment_id=experiment,
+        key=cargo.tags.get(f"{TAG}training_key", ""),
+        as_of=datetime.fromisoformat(theirs.params["as_of"]),
+        started=time.time(),
+        code=CodeVersion(
+            commit=theirs.tags.get("mlflow.source.git.commit") or None,
+            dirty=cargo.tags.get(f"{TAG}dirty") != "false",
+            digest=theirs.params["code_digest"],
+        ),
+    )
+
+
+def _lineage(cargo: _Cargo, target: Platform) -> dict[str, str]:
+    """Where it comes from, as tags of run and version."""
+    return {
+        f"{TAG}model": cargo.model,
+        f"{TAG}environment": target.environment.name,
+        TRANSFERRED_FROM: cargo.name,
+        f"{TAG}transferred_run": cargo.ref.run_id,
+        f"{TAG}transferred_tracking": without_credentials(cargo.source.mlflow.tracking_uri),
+        f"{TAG}transferred_by": target.identity(),
+        f"{TAG}author": cargo.author,
+        "mlflow.source.name": "contender",
+        "mlflow.source.git.commit": cargo.tags.get(f"{TAG}commit", ""),
+    }
+
+
+def _tags(cargo: _Cargo, target: Platform) -> dict[str, str]:
+    """The version's tags in the target: those of the source, but for what the target itself decides."""
+    kept = {
+        name: value
+        for name, value in cargo.tags.items()
+        if name.startswith(TAG) and name not in _OF_THE_TARGET
+    }
+    ours = {name: value for name, value in _lineage(cargo, target).items() if name.startswith(TAG)}
+    return kept | ours | {PASSED_APPROVERS: json.dumps(cargo.approvers())}
+
+
+def _carry(cargo: _Cargo, target: Platform, run: TrainingRun) -> TrainedModel:
+    """The model's files and its run's documents, in the target; `trained` is written last and says that all is there.
+
+    Raises:
+        UntrustedModelError: a file is not what was recorded, or holds types that the target does not allow.
+    """
+    tracking = Tracking(target)
+    done = tracking.document(run.run_id, "trained", TrainedModel)
+    if done is not None:
+        return done
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _checked_model(cargo, target, Path(scratch) / "model")
+        _carry_documents(cargo, tracking, run, Path(scratch) / "run")
+        snapshots = TrainingSnapshots(tables=reference_snapshots(cargo.source, cargo.ref))
+        tracking.save_document(
+            run.run_id,
+            "snapshots",
+            carry_references(cargo.loaded.spec, cargo.source, target, snapshots.tables),
+        )
+        model_id = _logged_model(tracking, cargo, run)
+        tracking.client.log_model_artifacts(model_id, str(folder))
+    tracking.client.finalize_logged_model(model_id, "READY")
+    theirs = Tracking(cargo.source).client.get_run(cargo.ref.run_id).data
+    tracking.log(
+        run.run_id,
+        params=theirs.params,
+        metrics=theirs.metrics,
+        tags={f"{TAG}model_digest": cargo.ref.digest},
+    )
+    trained = cargo.trained.model_copy(
+        update={"run_id": run.run_id, "model_id": model_id, "uri": f"models:/{model_id}"}
+    )
+    tracking.save_document(run.run_id, "trained", trained)
+    return trained
+
+
+def _checked_model(cargo: _Cargo, target: Platform, folder: Path) -> Path:
+    """The source's model files, fetched into `folder` and checked one by one."""
+    folder.mkdir(parents=True)
+    path = download_model(cargo.source, cargo.ref.model_id, folder)
+    odd = sorted({name for name, _ in model_file.folder_digests(path).items() ^ cargo.trained.files.items()})
+    if odd:
+        raise model_file.UntrustedModelError(
+            f"{cargo.ref.name} version {cargo.ref.version}: changed, missing or added since it was saved: "
+            f"{', '.join(odd)}"
+        )
+    model_file.load_model(
+        path / model_file.SKOPS_FILE,
+        digest=cargo.ref.digest,
+        allowed_packages=target.environment.allowed_packages,
+    )
+    return path
+
+
+def _carry_documents(cargo: _Cargo, tracking: Tracking, run: TrainingRun, folder: Path) -> None:
+    """The files of the source's run; those that the target writes anew are kept under the source's name."""
+    folder.mkdir(parents=True)
+    fetched = Path(Tracking(cargo.source).client.download_artifacts(cargo.ref.run_id, "", str(folder)))
+    beside = fetched / f"from-{cargo.source.environment.name}"
+    beside.mkdir(exist_ok=True)
+    for name in _REWRITTEN:
+        if (fetched / name).is_file():
+            shutil.move(fetched / name, beside / name)
+    tracking.client.log_artifacts(run.run_id, str(fetched))
+
+
+def _logged_model(tracking: Tracking, cargo: _Cargo, run: TrainingRun) -> str:
+    """The id of the run's logged model: the one that an interrupted transfer began, where there is one."""
+    found = tracking.client.search_logged_models(
+        [run.experiment_id], filter_string=f"source_run_id = '{run.run_id}'", max_results=1
+    )
+    if found:
+        return str(found[0].model_id)
+    made = tracking.client.create_logged_model(
+        run.experiment_id,
+        name=cargo.model,
+        source_run_id=run.run_id,
+        model_type=cargo.trained.estimator,
+    )
+    return str(made.model_id)
+
+
+# The target's judgement -------------------------------------------------------------------------------------
+
+
+def _judged(
+    cargo: _Cargo,
+    target: Platform,
+    run: TrainingRun,
+    version: Version,
+    trained: TrainedModel,
+    standing: Standing,
+) -> GateReport:
+    """What the gates say of the version in the target: the source's report where it holds there, else a new one.
+
+    It holds where the target has no champion, or has the very model file that the version was compared with. The
+    artifact itself is always tried where it arrived.
+    """
+    tracking = Tracking(target)
+    if _holds(cargo, standing):
+        report = cargo.gates.model_copy(
+            update={
+                "champion": _number(standing),
+                "results": tuple(result for result in cargo.gates.results if result.gate != INTEGRATION),
+            }
+        )
+        evaluation = Tracking(cargo.source).document(cargo.ref.run_id, "evaluation", Evaluation)
+        if evaluation is not None:
+            tracking.save_document(run.run_id, "evaluation", _renamed(evaluation, standing))
+    else:
+        report = judge(cargo.loaded.spec.gates, _evaluated(cargo, target, run, trained, standing))
+    report = report.plus(integration_gate(target, version, trained))
+    tracking.save_document(run.run_id, "gates", report)
+    return report
+
+
+def _holds(cargo: _Cargo, standing: Standing) -> bool:
+    if not isinstance(standing, ChampionRef):
+        return True
+    return cargo.digest_of(cargo.gates.champion) == standing.digest
+
+
+def _renamed(evaluation: Evaluation, standing: Standing) -> Evaluation:
+    """The source's measurements, with the champion called by its number in the target."""
+    number, compared = _number(standing), evaluation.comparison
+    if compared is not None and number is not None:
+        compared = compared.model_copy(update={"version": number})
+    return evaluation.model_copy(update={"champion": number, "comparison": compared})
+
+
+def _evaluated(
+    cargo: _Cargo, target: Platform, run: TrainingRun, trained: TrainedModel, standing: Standing
+) -> Evaluation:
+    """The version measured again, beside the target's champion, on the rows that its training kept for that.
+
+    Raises:
+        PromotionRefusedError: those rows cannot be had any more.
+    """
+    outcome = Tracking(cargo.source).document(cargo.ref.run_id, "outcome", TrainOutcome)
+    what = (
+        f"{cargo.ref.name} version {cargo.ref.version} is not transferred: it was not compared with the champion "
+        f"of environment {target.environment.name!r}"
+    )
+    if outcome is None:
+        raise PromotionRefusedError(f"{what}, and its run does not say on which rows it could be")
+    parts = outcome.parts
+    try:
+        return evaluate_challenger(
+            cargo.loaded, target, run, trained, parts.development, parts.holdout, standing
+        )
+    except (model_file.UntrustedModelError, PromotionRefusedError):
+        raise
+    except ContenderError as error:
+        raise PromotionRefusedError(
+            f"{what}, and the rows on which it could be cannot be had ({error})"
+        ) from None
+
+
+# What is written down ---------------------------------------------------------------------------------------
+
+
+def _write_sent(cargo: _Cargo, target: Platform, version: Version) -> None:
+    place = f"{target.environment.name}/{version.name}/{version.version}"
+    ledger_of(cargo.source).append(
+        SENT,
+        model=cargo.model,
+        subject=cargo.subject,
+        details={"to": place, "model_digest": cargo.ref.digest},
+        key=f"sent/{cargo.subject}/{cargo.ref.digest[:16]}/{place}",
+        actor=cargo.source.identity(),
+    )
+
+
+def _write_received(cargo: _Cargo, target: Platform, run: TrainingRun, version: Version) -> None:
+    subject = f"{version.name}/{version.version}"
+    ledger_of(target).append(
+        RECEIVED,
+        model=cargo.model,
+        subject=subject,
+        details={
+            "from": cargo.name,
+            "tracking": without_credentials(cargo.source.mlflow.tracking_uri),
+            "source_run_id": cargo.ref.run_id,
+            "run_id": run.run_id,
+            "model_digest": cargo.ref.digest,
+            "gate_report": cargo.gates.digest,
+            "author": cargo.author,
+            "passed": cargo.passed.hash if cargo.passed else None,
+            "passed_approvers": cargo.approvers(),
+        },
+        key=f"received/{subject}/{cargo.ref.digest[:16]}",
+        actor=target.identity(),
+    )
+
+
+def _write_evidence(cargo: _Cargo, target: Platform, run: TrainingRun, version: Version) -> None:
+    """The target's bundle of the version: the documents of its run, its source's among them, and no data."""
+    client = Tracking(target).client
+    with tempfile.TemporaryDirectory() as scratch:
+        fetched = Path(client.download_artifacts(run.run_id, "", scratch))
+        documents: dict[str, str | bytes] = {
+            str(path.relative_to(fetched)): path.read_bytes()
+            for path in sorted(fetched.rglob("*"))
+            if path.is_file() and path.suffix != ".parquet"
+        }
+    card = documents.get("model_card.md")
+    if isinstance(card, bytes):
+        client.update_model_version(version.name, version.version, card.decode())
+    write_bundle(target, cargo.model, version, documents)
