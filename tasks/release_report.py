@@ -21,6 +21,7 @@ from tasks.release_record import ENDED, LIVE, Look, Reading, Release, ReleaseSto
 from tasks.tracking import Tracking
 
 __all__ = [
+    "REPORT",
     "ApprovalSeen",
     "WrittenReport",
     "approvals_of",
