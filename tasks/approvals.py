@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 GIVEN, REFUSED = "approval.given", "approval.refused"
+_RECEIVED = "transfer.received"
 _ENDS_OF_RELEASES = frozenset({"release.promoted", "release.rolled_back", "release.rejected"})
 _DOMAIN = b"contender approval 1\n"
 """What the signed bytes begin with, so that a signature made for anything else is none here."""
@@ -500,25 +501,42 @@ def _case(platform: Platform, model: str, ref: ChampionRef, release: str = "") -
         raise ApprovalRefusedError(
             f"{ref.name} version {ref.version}: its author is not recorded, so nobody can be told apart from them"
         )
-    # Whoever may write to the registry may name another author; who registered it stands in the ledger too.
-    makers = {author} | {entry.actor for entry in history if entry.event == REGISTERED}
-    passed = tags.get(f"{TAG}passed_approvers")
-    used = {
-        str(digest): f"{entry.event.removeprefix('release.')} on {entry.time[:10]}"
+    # Whoever may write to the registry may name others there; the ledger knows who trained, moved and approved it.
+    registered = {entry.actor for entry in history if entry.event == REGISTERED}
+    received = [
+        entry.details
         for entry in history
-        if entry.event in _ENDS_OF_RELEASES and not (release and entry.details.get("release") == release)
-        for digest in _listed(entry.details.get("approvals"))
-    }
+        if entry.event == _RECEIVED and entry.details.get("model_digest") == ref.digest
+    ]
+    makers = {author} | registered | {str(details.get("author")) for details in received}
+    passed = {str(name) for details in received for name in _listed(details.get("passed_approvers"))}
     return _Case(
         environment=environment,
         model=model,
         ref=ref,
         gate_report=gate_report,
         makers=frozenset(same_person(name) for name in makers),
-        passed=None if passed is None else frozenset(same_person(name) for name in passed.split(",")),
-        used=used,
+        passed=frozenset(same_person(name) for name in passed) if received else None,
+        used=_used_up(history, release),
         given=[entry for entry in history if entry.event == GIVEN],
     )
+
+
+def _used_up(history: Sequence[Entry], release: str) -> dict[str, str]:
+    """By which ended release, other than this one, each approval was used up; a release names them at every step."""
+    ended = {
+        entry.details.get("release"): f"{entry.event.removeprefix('release.')} on {entry.time[:10]}"
+        for entry in history
+        if entry.event in _ENDS_OF_RELEASES
+    }
+    return {
+        str(digest): ended[entry.details.get("release")]
+        for entry in history
+        if entry.event.startswith("release.")
+        and entry.details.get("release") in ended
+        and not (release and entry.details.get("release") == release)
+        for digest in _listed(entry.details.get("approvals"))
+    }
 
 
 def _history(platform: Platform, model: str, ref: ChampionRef) -> list[Entry]:

@@ -44,6 +44,7 @@ from tasks.ledger import Ledger, LedgerError
 from tasks.register import INTEGRATION, Version, ledger_of, settle
 from tasks.tracking import TAG, Tracking
 from tasks.train import TrainingRun
+from tasks.transfer import RECEIVED
 from tasks.verdict import Verdict
 
 MODEL = "churn"
@@ -121,6 +122,12 @@ class Case:
                 name=self.ref.name, version=self.ref.version, run_id=self.run.run_id, model_digest=DIGEST
             ),
             GateReport(model_digest=DIGEST, champion=None, results=tuple(results)),
+        )
+
+    def record(self, event, **details):
+        """An entry of the ledger about this version."""
+        ledger_of(self.platform).append(
+            event, model=MODEL, subject=self.subject, details=details, key=f"{event} by hand", actor=AUTHOR
         )
 
     @property
@@ -478,19 +485,22 @@ def test_a_shorter_validity_set_later_ends_longer_approvals(case):
 @pytest.mark.parametrize("event", ["release.promoted", "release.rolled_back", "release.rejected"])
 def test_an_approval_is_used_up_by_the_release_that_ended_on_it(case, event):
     digest = case.give("Ada", "owner").approval.digest
-    ledger_of(case.platform).append(
-        event,
-        model=MODEL,
-        subject=case.subject,
-        details={"release": "one", "approvals": [digest]},
-        key="the end",
-        actor=AUTHOR,
-    )
+    case.record(event, release="one", approvals=[digest])
 
     assert f"it was used up by a release that ended ({event.removeprefix('release.')}" in case.reason()
     assert case.standing(release="one").digests == (digest,)
     anew = case.give("Ada", "owner", nonce="0" * 32)
     assert case.standing().digests == (anew.approval.digest,)
+
+
+def test_an_approval_is_used_up_by_whatever_step_of_an_ended_release_named_it(case):
+    digest = case.give("Ada", "owner").approval.digest
+    case.record("release.approved", release="one", approvals=[digest])
+    assert case.standing().digests == (digest,)
+
+    case.record("release.rolled_back", release="one", approvals=[])
+
+    assert "it was used up" in case.reason()
 
 
 # Who
@@ -547,16 +557,44 @@ def test_roles_are_given_to_people_so_that_as_many_as_can_be_are_filled(case):
     assert cy.approval.digest in found.digests
 
 
+def received(case, **details):
+    case.record(RECEIVED, **{"model_digest": DIGEST, "author": AUTHOR, "passed_approvers": []} | details)
+
+
 def test_whoever_approved_it_where_it_came_from_does_not_approve_it_here(case):
     case.give("Ada", "owner")
     here = case.strict(takes_from="test")
-
     assert "who approved it in 'test' is not recorded" in here.reason()
-    here.tag("passed_approvers", "somebody, ADA@Example.org")
+
+    received(case, passed_approvers=["somebody", "ADA@Example.org"])
+
     assert "Ada approved it in 'test' already" in here.reason()
-    here.tag("passed_approvers", "somebody,cy@example.org")
-    assert here.standing().digests
-    assert here.strict(takes_from=None).standing().digests
+    assert here.standing().digests == ()
+    case.give("Cy", "owner")
+    assert here.standing().approvers == ("Cy", "cy@example.org")
+    assert case.standing().digests
+
+
+def test_a_tag_that_says_who_approved_it_elsewhere_is_not_believed(case):
+    case.give("Ada", "owner")
+    received(case, passed_approvers=["Ada"])
+    case.tag("passed_approvers", "[]")
+
+    assert "Ada approved it in 'test' already" in case.strict(takes_from="test").reason()
+
+
+def test_a_transfer_of_another_model_file_says_nothing_of_this_one(case):
+    case.give("Ada", "owner")
+    received(case, model_digest="0" * 64)
+
+    assert "is not recorded" in case.strict(takes_from="test").reason()
+
+
+def test_the_author_of_a_transferred_version_is_whom_the_ledger_names(case):
+    received(case, author="ada@example.org")
+
+    with pytest.raises(ApprovalRefusedError, match="nobody approves their own"):
+        case.give("Ada", "owner")
 
 
 # Rejections
