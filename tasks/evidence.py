@@ -8,16 +8,20 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from deployments.declared import Declared
-from deployments.errors import BadInputError
+from deployments.errors import BadInputError, ContenderError
 from deployments.model_file import file_digest, folder_digests
 from platforms.platform import Platform
 from platforms.scratch import scratch_folder
-from tasks.ledger import Entry, LedgerError
+from tasks.ledger import GENESIS, Entry, LedgerError
 from tasks.register import Version, ledger_of
+from tasks.release_record import Release, ReleaseStore
+from tasks.release_report import REPORT, write_page
 
 MANIFEST = "manifest.json"
+LEDGER_HEAD = "ledger_head.json"
 WRITTEN = "evidence.written"
 _GATES = "gates.json"
+_RECORD, _LOOKS = "release.json", "looks.jsonl"
 
 
 class Manifest(Declared):
@@ -66,6 +70,76 @@ def write_bundle(
     return place
 
 
+def complete_bundle(platform: Platform, model: str, release: Release) -> Path:
+    """The bundle of a released version: all that the newest one holds, and how the release went.
+
+    It gets a place of its own, beside those that stand. The same again is the bundle that stands; a release that
+    went on since, as when labels took a promotion back, makes a new one.
+
+    Raises:
+        ContenderError: the newest bundle is not as it was written: nothing is built on it.
+        BadInputError: the release has no record.
+    """
+    ref, store = release.challenger, ReleaseStore(platform, model)
+    folder = store.folder(release.id)
+    if not (folder / _RECORD).is_file():
+        raise BadInputError(f"{folder}: there is no record of release {release.id!r} to keep as evidence")
+    if not (folder / REPORT).is_file():
+        write_page(platform, release)
+    version = Version(name=ref.name, version=ref.version, run_id=ref.run_id, model_digest=ref.digest)
+    documents: dict[str, str | bytes] = {**_standing_documents(platform, model, version)}
+    for name in (_RECORD, _LOOKS, REPORT):
+        if (folder / name).is_file():
+            documents[f"release/{release.id}/{name}"] = (folder / name).read_bytes()
+    for path in sorted((platform.folder("approvals") / ref.name / f"v{ref.version}").glob("*.json")):
+        documents[f"approvals/{path.name}"] = path.read_bytes()
+    entries = list(ledger_of(platform).entries())
+    documents["timeline.json"] = as_json(
+        [
+            entry.model_dump(mode="json")
+            for entry in entries
+            if entry.subject == release.subject or entry.details.get("release") == release.id
+        ]
+    )
+    documents[LEDGER_HEAD] = as_json(
+        {"entries": len(entries), "last": entries[-1].hash if entries else GENESIS}
+    )
+    return write_bundle(platform, model, version, documents)
+
+
+def _standing_documents(platform: Platform, model: str, version: Version) -> dict[str, bytes]:
+    """The files of the newest bundle of a version; none where it was never trained here."""
+    newest = newest_bundle(platform, model, version.version)
+    if newest is None:
+        return {}
+    problems = verify_bundle(platform, newest)
+    if problems:
+        raise ContenderError(
+            f"{newest}: this bundle is not as it was written, so none is built on it: {problems[0]}"
+        )
+    manifest = read_manifest(newest)
+    if (manifest.run_id, manifest.model_digest) != (version.run_id, version.model_digest):
+        raise ContenderError(f"{newest}: this bundle is of another model file than the release's")
+    return {name: (newest / name).read_bytes() for name in manifest.files}
+
+
+def newest_bundle(platform: Platform, model: str, version: str | None = None) -> Path | None:
+    """Where the newest bundle of a version is, or of whichever version was written last; by the ledger.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    found = [
+        entry
+        for entry in ledger_of(platform).entries(model)
+        if entry.event == WRITTEN and version in {None, entry.subject.rpartition("/")[2]}
+    ]
+    if not found:
+        return None
+    name = found[-1].subject.rpartition("/")[0]
+    return platform.folder("evidence") / name / str(found[-1].details["folder"])
+
+
 def _place(platform: Platform, manifest: Manifest, staged: Path) -> Path:
     """Move the staged bundle to the first place that is free, unless one that says the same stands before it."""
     parent = platform.folder("evidence") / manifest.name
@@ -91,7 +165,7 @@ def _place(platform: Platform, manifest: Manifest, staged: Path) -> Path:
 
 
 def _says_the_same(place: Path, wanted: Manifest) -> bool:
-    """Whether a bundle is of the same version and gates; pages have moments in them, and differ."""
+    """Whether a bundle is of the same version, gates and releases; pages have moments in them, and differ."""
     try:
         standing = read_manifest(place)
     except BadInputError:
@@ -99,9 +173,21 @@ def _says_the_same(place: Path, wanted: Manifest) -> bool:
     return _about(standing) == _about(wanted)
 
 
-def _about(manifest: Manifest) -> tuple[str | None, ...]:
+def _about(manifest: Manifest) -> tuple[object, ...]:
     files = manifest.files
-    return (manifest.name, manifest.version, manifest.run_id, manifest.model_digest, files.get(_GATES))
+    releases = {
+        name: digest
+        for name, digest in files.items()
+        if name.startswith("release/") and name.endswith((f"/{_RECORD}", f"/{_LOOKS}"))
+    }
+    return (
+        manifest.name,
+        manifest.version,
+        manifest.run_id,
+        manifest.model_digest,
+        files.get(_GATES),
+        releases,
+    )
 
 
 def _subject(manifest: Manifest) -> str:
