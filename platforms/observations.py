@@ -17,6 +17,9 @@ import pyarrow as pa
 from deployments.errors import ContenderError
 from platforms.platform import NewRequests
 
+_START_SECONDS = 30.0
+"""How long the first answer may take at least, since the child starts meanwhile."""
+
 _END_SECONDS = 3.0
 _SAID_BYTES = 4096
 
@@ -32,6 +35,7 @@ class LocalObservations:
         self._endpoint, self._timeout = endpoint, timeout_seconds
         self._command = [sys.executable, "-m", "serving.observe", "--root", str(root)]
         self._command += ["--endpoint", endpoint, "--since", since.isoformat()]
+        self._started = False
         self._child: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
 
@@ -56,7 +60,8 @@ class LocalObservations:
         """
         if self._child is None:
             raise ObservationError(f"the requests of {self._endpoint} are not observed any more")
-        deadline = time.monotonic() + self._timeout
+        seconds = self._timeout if self._started else max(self._timeout, _START_SECONDS)
+        deadline = time.monotonic() + seconds
         try:
             assert self._child.stdin is not None
             self._child.stdin.write(b"poll\n")
@@ -65,11 +70,12 @@ class LocalObservations:
         except (EOFError, BrokenPipeError, TimeoutError) as error:
             slow = isinstance(error, TimeoutError)
             self._end(0 if slow else _END_SECONDS)
-            what = f"gave no answer within {self._timeout:g} s" if slow else "ended"
+            what = f"gave no answer within {seconds:g} s" if slow else "ended"
             said = self._said_last()
             raise ObservationError(
                 f"the observation of {self._endpoint} {what}" + (f": {said}" if said else "")
             ) from None
+        self._started = True
         with pa.ipc.open_stream(answer) as stream:
             table = stream.read_all()
         notes = table.schema.metadata
