@@ -179,6 +179,10 @@ def test_a_version_that_is_not_there_leaves_the_traffic_as_it_was(plane):
 
     found = plane.client.get_endpoint(MODEL)
     assert found["state"] == {"ready": "READY", "config_update": "UPDATE_FAILED"}
+    champion, challenger = (one["state"] for one in found["config"]["served_entities"])
+    assert champion == {"deployment": "DEPLOYMENT_READY", "deployment_state_message": ""}
+    assert challenger["deployment"] == "DEPLOYMENT_FAILED"
+    assert "99" in challenger["deployment_state_message"]
     assert plane.status()["endpoints"][MODEL]["traffic"]["routes"] == routes(champion=100)
     assert {plane.ask()[2]["x-served-entity"] for _ in range(20)} == {"champion"}
 
@@ -268,6 +272,59 @@ def test_shadow_requests_are_logged_beside_what_callers_got(plane):
     assert result.rows == 40
     pairs = joined(plane.root, MODEL)
     assert set(pairs["databricks_request_id"].to_pylist()) == ids
+
+
+def test_blue_green_is_observed_as_it_happens_the_champion_answering_copies(plane):
+    from platforms.observations import LocalObservations
+
+    plane.up()
+    plane.serve(champion=100, challenger=0)
+    began = datetime.now(UTC)
+    expires = (began + timedelta(minutes=5)).isoformat()
+    traffic = {
+        "routes": routes(champion=0, challenger=100),
+        "mirror": {"served_entity_name": "champion", "traffic_percentage": 100},
+        "lease": {"expires_at": expires, "fallback": "champion"},
+        "sticky_header": "x-customer",
+    }
+    plane.client.update_endpoint_config(MODEL, {"traffic_config": traffic})
+    plane.client.wait(MODEL)
+
+    with LocalObservations(plane.root, MODEL, began, timeout_seconds=60) as requests:
+        requests.poll()
+        mine = {plane.ask(x_customer=str(place))[2]["x-request-id"] for place in range(20)}
+        found = []
+        eventually(lambda: found.extend(requests.poll().table.to_pylist()) or len(found) >= 40)
+
+    direct = {one["request_id"] for one in found if (one["entity"], one["shadow"]) == ("challenger", False)}
+    copies = {one["request_id"] for one in found if (one["entity"], one["shadow"]) == ("champion", True)}
+    assert direct == copies == mine
+    assert len(found) == 40
+    assert all(one["version"] == "1" and one["status"] == 200 and len(one["scores"]) == 1 for one in found)
+
+
+def test_a_version_without_traffic_is_kept_warm_and_has_its_callers_at_once(plane):
+    plane.up()
+    plane.serve(v1=100, v2=0)
+    eventually(lambda: plane.workers("v2")[0]["ready"])
+    before = plane.workers("v2")[0]["pid"]
+
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: (again := plane.workers("v2")[0])["ready"] and again["pid"] != before)
+    entities = {one["name"]: one for one in plane.client.get_endpoint(MODEL)["config"]["served_entities"]}
+    plane.client.update_endpoint_config(MODEL, {"traffic_config": {"routes": routes(v1=0, v2=100)}})
+    plane.client.wait(MODEL)
+    answered = {plane.ask()[2]["x-served-entity"] for _ in range(10)}
+    plane.client.update_endpoint_config(MODEL, {"traffic_config": {"routes": routes(v1=100, v2=0)}})
+    plane.client.wait(MODEL)
+
+    assert answered == {"v2"}
+    assert {plane.ask()[2]["x-served-entity"] for _ in range(10)} == {"v1"}
+    assert {name: (one["state"]["deployment"], one["restarts"]) for name, one in entities.items()} == {
+        "v1": ("DEPLOYMENT_READY", 0),
+        "v2": ("DEPLOYMENT_READY", 1),
+    }
+    assert plane.client.get_deployment("v2", MODEL)["restarts"] == 1
 
 
 def test_the_python_router_serves_the_same_and_says_what_it_lacks(plane):
