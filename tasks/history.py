@@ -3,6 +3,7 @@
 Release records, their looks and the ledger go in; rows come out.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 from deployments.declared import Declared
 from platforms.platform import Platform
 from tasks.ledger import Entry
-from tasks.readings import requests_seen, summary
+from tasks.readings import goes_on, requests_seen, summary
 from tasks.register import ledger_of
 from tasks.release_record import Look, Release, ReleaseStore
 from tasks.release_report import REPORT, approvals_of, ended_at
@@ -72,7 +73,7 @@ def history(platform: Platform, model: str, limit: int | None = None) -> list[Hi
     ]
     newest = sorted(found, key=lambda item: item[0], reverse=True)[:limit]
     return [
-        _of_release(store, item, list(store.looks(item.id)), entries)
+        _of_release(store, item, _closing_looks(store, item.id), entries)
         if isinstance(item, Release)
         else _of_entry(item, platform.environment.name)
         for _, item in newest
@@ -96,6 +97,27 @@ def release_told(platform: Platform, model: str, release: str) -> ReleaseTold:
             entry.model_dump(mode="json") for entry in entries if entry.details.get("release") == record.id
         ),
     )
+
+
+def _closing_looks(store: ReleaseStore, release: str) -> list[Look]:
+    """The last look of each stretch, which is all that a row tells of; a release may have tens of thousands."""
+    path = store.folder(release) / "looks.jsonl"
+    if not path.exists():
+        return []
+    closing: list[bytes] = []
+    before: tuple[str, int, int] | None = None
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            said = json.loads(line)
+            mark = (said["state"], said["step"], sum(said["requests"].values()))
+            if before is not None and goes_on(before, mark):
+                closing[-1] = line
+            else:
+                closing.append(line)
+            before = mark
+    return [Look.model_validate_json(line) for line in closing]
 
 
 def _of_release(

@@ -14,6 +14,7 @@ from tasks.verdict import Verdict
 __all__ = [
     "ARMS",
     "Test",
+    "goes_on",
     "interval",
     "last_readings",
     "measured",
@@ -126,23 +127,25 @@ def interval(reading: Reading) -> str:
     return f"{low.removesuffix(test.unit) if high.endswith(test.unit) else low} to {high}"
 
 
-def stretches(looks: Iterable[Look]) -> list[list[Look]]:
-    """Looks that belong together: of one state, entered once; each counts from its beginning.
+def goes_on(before: tuple[str, int, int], after: tuple[str, int, int]) -> bool:
+    """Whether a look belongs to the stretch of the one before it, by state, step and requests of both arms.
 
     A state that was entered again, as after a crash, counts anew, so its requests become fewer.
     """
+    return before[:2] == after[:2] and after[2] >= before[2]
+
+
+def stretches(looks: Iterable[Look]) -> list[list[Look]]:
+    """Looks that belong together: of one state, entered once; each counts from its beginning."""
     found: list[list[Look]] = []
+    before: tuple[str, int, int] | None = None
     for look in looks:
-        last = found[-1][-1] if found else None
-        goes_on = (
-            last is not None
-            and (look.state, look.step) == (last.state, last.step)
-            and sum(look.requests.values()) >= sum(last.requests.values())
-        )
-        if goes_on:
+        mark = (look.state.value, look.step, sum(look.requests.values()))
+        if before is not None and goes_on(before, mark):
             found[-1].append(look)
         else:
             found.append([look])
+        before = mark
     return found
 
 

@@ -4,7 +4,7 @@ from deployments.errors import BadInputError
 from tasks.history import history, release_told
 from tasks.register import ledger_of
 from tasks.release_record import State
-from tests.tasks.made_releases import kept, looks, released, told
+from tests.tasks.made_releases import kept, look, looks, released, told
 
 
 def wrote(platform, event, key, **details):
@@ -41,6 +41,15 @@ def test_a_row_says_how_a_release_went_and_what_the_analysis_saw(platform):
     assert row.requests == {"challenger": 900, "champion": 930}
     assert row.analysis == "failed in canary 50 %: Error rate +5.00 pp (+2.00 to +8.00 pp)"
     assert row.report is None
+
+
+def test_a_row_counts_a_state_that_was_entered_again_and_leaves_a_torn_look_out(platform):
+    again = [look(seconds=1, requests=100), look(seconds=2, requests=300), look(seconds=9, requests=50)]
+    release = kept(platform, released(), again)
+    with (platform.folder("releases") / "patients" / release.id / "looks.jsonl").open("a") as file:
+        file.write('{"at":"2026')
+
+    assert history(platform, "patients")[0].requests == {"challenger": 350, "champion": 370}
 
 
 def test_the_newest_comes_first_and_no_more_than_asked_for(platform):
