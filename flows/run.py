@@ -20,7 +20,10 @@ import typer
 
 from deployments.errors import BadInputError, ContenderError
 from flows.approval_commands import approval_app
+from flows.history_commands import history_app
+from flows.label_commands import labels_app
 from flows.options import EnvOption, JsonOption, ModelOption
+from flows.release_commands import release_app
 from flows.serving_commands import serving_app
 from flows.session import session
 from flows.settings import settle
@@ -42,11 +45,14 @@ app = typer.Typer(
     no_args_is_help=False,
 )
 spec_app = typer.Typer(help="Check, describe and draft model specs.", no_args_is_help=True)
-audit_app = typer.Typer(help="Read and verify the ledger and the evidence bundles.", no_args_is_help=True)
+audit_app = typer.Typer(help="Read, verify and export the ledger and the evidence.", no_args_is_help=True)
 app.add_typer(serving_app)
+app.add_typer(release_app)
 app.add_typer(approval_app)
+app.add_typer(history_app)
 app.add_typer(spec_app, name="spec")
 app.add_typer(audit_app, name="audit")
+app.add_typer(labels_app, name="labels")
 
 SourceOption = Annotated[
     str | None,
@@ -130,6 +136,36 @@ def promote(
         _print_json(promoted)
     else:
         console.show_version(promoted)
+
+
+@app.command()
+def transfer(
+    model: ModelOption,
+    source: Annotated[
+        str, typer.Option("--from", help="The environment that sends it: dev, test, prod, or a YAML file.")
+    ],
+    env: Annotated[
+        str, typer.Option("--env", "-e", help="The environment that receives it and judges it anew.")
+    ],
+    version: Annotated[
+        str | None, typer.Option("--version", help="A version of the sender; its champion by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a version from one environment into another, with its lineage, as a challenger."""
+    from flows import console
+
+    moved = _watched(as_json, "transfer", model, env, source, version)
+    if session.as_json:
+        _print_json(moved)
+        return
+    news = "was transferred already" if moved.unchanged else "was transferred"
+    console.out.print(
+        f"{moved.sent.name} version {moved.sent.version} {news} from {moved.source} to {moved.target}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.show_version(moved.version)
 
 
 @app.command()
@@ -232,28 +268,56 @@ def spec_init(
 
 @audit_app.command("verify")
 def audit_verify(env: EnvOption = "dev", as_json: JsonOption = False) -> None:
-    """Check the ledger's chain and the checksums of every evidence bundle; exit code 1 where anything is wrong."""
+    """Check ledger, evidence bundles and release records; exit code 1 where anything is wrong."""
     from flows import console
-    from tasks.evidence import bundles, verify_bundle
-    from tasks.register import ledger_of
+    from tasks.audit import audit
 
     session.as_json |= as_json
-    platform = _platform(env)
-    verification = ledger_of(platform).verify()
-    problems = [f"ledger: {problem}" for problem in verification.problems]
-    folders = bundles(platform)
-    for folder in folders:
-        problems += [f"{folder}: {problem}" for problem in verify_bundle(platform, folder)]
+    found = audit(_platform(env))
     if session.as_json:
-        print(json.dumps({"entries": verification.entries, "bundles": len(folders), "problems": problems}))
+        _print_json(found)
     else:
-        for problem in problems:
+        for problem in found.problems:
             console.show_error(problem)
-        if not problems:
+        if not found.problems:
             console.out.print(
-                f"[bold green]ok[/] {verification.entries:,} ledger entries, {len(folders):,} evidence bundles"
+                f"[bold green]ok[/] {found.entries:,} ledger entries, {found.bundles:,} evidence bundles, "
+                f"{found.releases:,} releases"
             )
-    if problems:
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@audit_app.command("export")
+def audit_export(
+    model: ModelOption = "churn",
+    env: EnvOption = "dev",
+    version: Annotated[
+        str | None,
+        typer.Option("--version", help="A version; the one whose evidence was written last by default."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the zip goes; here by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that stands there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version's evidence and the ledger into one zip, to be read and verified offline."""
+    from deployments.spec import load_spec
+    from flows import console
+    from tasks.bundle_export import export_bundle
+
+    session.as_json |= as_json
+    found = export_bundle(_platform(env), load_spec(model).name, version, out, force=force)
+    if session.as_json:
+        _print_json(found)
+    else:
+        for problem in found.problems:
+            console.show_error(problem)
+        console.out.print(
+            f"{found.path}: {found.model} version {found.version}, {found.files} files\nsha256 {found.sha256}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if found.problems:
         raise typer.Exit(1)
 
 
