@@ -36,7 +36,7 @@ from tasks.champion import (
 from tasks.code_version import CodeVersion
 from tasks.conclude import without_credentials
 from tasks.evaluate import Evaluation, evaluate_challenger
-from tasks.evidence import write_bundle
+from tasks.evidence import newest_bundle, read_manifest, verify_bundle, write_bundle
 from tasks.gate import GateReport, judge
 from tasks.ledger import Entry
 from tasks.outcome import TrainOutcome
@@ -46,6 +46,7 @@ from tasks.register import (
     PROMOTED,
     REGISTERED,
     REJECTED,
+    RESTORED,
     PromotionRefusedError,
     Version,
     current,
@@ -64,6 +65,10 @@ RELEASED, ROLLED_BACK = "release.promoted", "release.rolled_back"
 
 _REWRITTEN = frozenset({"trained.json", "snapshots.json", "gates.json", "evaluation.json"})
 """Documents that say where things are or whom they were compared with, and so say something else in the target."""
+
+_AS_EVIDENCE = {"model.json": "trained.json"}
+_VOUCHED_FOR = frozenset({"trained.json", "model.yaml", "features.sql"})
+"""What a training's evidence calls otherwise than its run does, and what it must hold."""
 
 _OF_THE_TARGET = frozenset(
     f"{TAG}{name}" for name in ("model_digest", "model_id", "state", "gate_report", "gate_verdict")
@@ -118,17 +123,24 @@ class _Cargo:
         return received[0] if received else next(e.actor for e in ours if e.event in {REGISTERED, REJECTED})
 
     def approvers(self) -> list[str]:
-        """Names and identities of those whose approvals the version's last release in the source used."""
-        for entry in reversed(self.history):
-            if entry.event == RELEASED and entry.subject == self.subject:
-                said = entry.details.get("approvers", [])
-                if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
-                    raise PromotionRefusedError(
-                        f"{self.ref.name} version {self.ref.version}: the ledger of environment "
-                        f"{self.source.environment.name!r} does not say who approved its release"
-                    )
-                return [str(one) for one in said]
-        return []
+        """Names and identities of those whose approvals the version's releases in the source used.
+
+        Raises:
+            PromotionRefusedError: the source asks for approvals, and its ledger does not say who gave them.
+        """
+        releases = [
+            entry for entry in self.history if entry.event == RELEASED and entry.subject == self.subject
+        ]
+        said = [entry.details.get("approvers") for entry in releases]
+        named = [one for names in said if isinstance(names, list) for one in names]
+        if (self.source.environment.approvals and not named) or any(
+            not isinstance(one, str) for one in named
+        ):
+            raise PromotionRefusedError(
+                f"{self.ref.name} version {self.ref.version} is not transferred: the ledger of environment "
+                f"{self.source.environment.name!r} does not say who approved its release"
+            )
+        return list(dict.fromkeys(map(str, named)))
 
     def digest_of(self, version: str | None) -> str | None:
         """The model file of a version that the source promoted, by its ledger."""
@@ -223,14 +235,28 @@ def _passed(
             f"{what} has not passed in environment {source.environment.name!r}: its ledger holds no promotion of it"
         )
     last = promotions[-1]
-    if any(
-        entry.event == ROLLED_BACK and entry.subject == last.subject and entry.seq > last.seq
-        for entry in history
-    ):
+    if _left(history, last):
         raise PromotionRefusedError(
             f"{what} has not passed in environment {source.environment.name!r}: it was rolled back there"
         )
     return promotions
+
+
+def _left(history: tuple[Entry, ...], promotion: Entry) -> bool:
+    """Whether a version was rolled back after a promotion, and did not come back since."""
+    name, _, version = promotion.subject.rpartition("/")
+    left = False
+    for entry in history:
+        if entry.seq <= promotion.seq:
+            continue
+        if entry.event == RESTORED and entry.subject.rpartition("/")[0] == name:
+            if entry.subject == promotion.subject:
+                left = False
+            elif entry.details.get("leaves") == version:
+                left = True
+        elif entry.event == ROLLED_BACK and entry.subject == promotion.subject:
+            left = True
+    return left
 
 
 def _cargo(source: Platform, target: Platform, model: str, number: str | None) -> _Cargo:
@@ -275,7 +301,9 @@ def _cargo(source: Platform, target: Platform, model: str, number: str | None) -
     passed = None
     if target.environment.takes_from is not None:
         passed = _passed(source, history, model, ref.digest, ref.version)[-1]
-    return _Cargo(source, ref, loaded, trained, gates, tags, history, passed)
+    cargo = _Cargo(source, ref, loaded, trained, gates, tags, history, passed)
+    cargo.approvers()
+    return cargo
 
 
 def _sent(source: Platform, model: str, number: str | None) -> ChampionRef:
@@ -491,12 +519,41 @@ def _carry_documents(cargo: _Cargo, tracking: Tracking, run: TrainingRun, folder
     """The files of the source's run; those that the target writes anew are kept under the source's name."""
     folder.mkdir(parents=True)
     fetched = Path(Tracking(cargo.source).client.download_artifacts(cargo.ref.run_id, "", str(folder)))
+    _require_as_in_evidence(cargo, fetched)
     beside = fetched / f"from-{cargo.source.environment.name}"
     beside.mkdir(exist_ok=True)
     for name in _REWRITTEN:
         if (fetched / name).is_file():
             shutil.move(fetched / name, beside / name)
     tracking.client.log_artifacts(run.run_id, str(fetched))
+
+
+def _require_as_in_evidence(cargo: _Cargo, fetched: Path) -> None:
+    """Refuse documents that are not those of the version's evidence, for which the source's ledger vouches.
+
+    The digests of all files of the model stand in one of them, and the spec and the query are others.
+    """
+    what = f"{cargo.ref.name} version {cargo.ref.version} is not transferred"
+    bundle = newest_bundle(cargo.source, cargo.model, cargo.ref.version)
+    if bundle is None:
+        raise PromotionRefusedError(
+            f"{what}: environment {cargo.source.environment.name!r} has no evidence of it"
+        )
+    problems = verify_bundle(cargo.source, bundle)
+    if problems:
+        raise PromotionRefusedError(f"{what}: its evidence {bundle} is not as it was written: {problems[0]}")
+    said = read_manifest(bundle).files
+    said = {_AS_EVIDENCE.get(name, name): digest for name, digest in said.items()}
+    found = {
+        name: digest
+        for name, digest in model_file.folder_digests(fetched).items()
+        if name in said or name in _VOUCHED_FOR
+    }
+    odd = sorted(name for name, digest in found.items() if said.get(name) != digest)
+    if odd:
+        raise model_file.UntrustedModelError(
+            f"{what}: its run keeps other documents than its evidence: {', '.join(odd)}"
+        )
 
 
 def _logged_model(tracking: Tracking, cargo: _Cargo, run: TrainingRun) -> str:

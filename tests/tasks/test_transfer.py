@@ -33,7 +33,7 @@ from tasks.champion import (
     version_ref,
 )
 from tasks.conclude import conclude, version_tags
-from tasks.evidence import bundles, verify_bundle
+from tasks.evidence import bundles, verify_bundle, write_bundle
 from tasks.gate import GateReport, GateResult
 from tasks.ledger import Ledger
 from tasks.reference import SAMPLE_ROWS, carry_references, compared_columns
@@ -388,7 +388,10 @@ def proposed_again(places, champion, outcome=True):
     )
     gates = line.gates.model_copy(update={"champion": champion})
     tracking.save_document(run.run_id, "gates", gates)
-    settle(line.loaded, places.source, run, version, gates)
+    version = settle(line.loaded, places.source, run, version, gates)
+    documents = {"gates.json": gates.model_dump_json(indent=1)}
+    documents |= {name: (kept / name).read_bytes() for name in ("trained.json", "model.yaml")}
+    write_bundle(places.source, MODEL, version, documents)
     return version.version
 
 
@@ -469,6 +472,32 @@ def test_a_version_that_was_rolled_back_has_not_passed(places):
     refused(places, "it was rolled back there", target=places.declare(takes_from="dev"))
 
 
+@pytest.mark.parametrize(("back", "expected"), [(False, "it was rolled back there"), (True, None)])
+def test_a_version_that_was_left_for_another_has_passed_once_it_is_back(places, back, expected):
+    for subject, leaves in [("patients/0", "1"), ("patients/1", "0")][: 2 if back else 1]:
+        ledger_of(places.source).append(
+            "model.restored",
+            model=MODEL,
+            subject=subject,
+            details={"leaves": leaves},
+            key=subject,
+            actor="tests",
+        )
+    target = places.declare(takes_from="dev")
+
+    if expected:
+        with pytest.raises(PromotionRefusedError, match=expected):
+            require_passed(target, MODEL, fresh(places))
+    else:
+        require_passed(target, MODEL, fresh(places))
+
+
+def test_a_source_that_asks_for_approvals_and_cannot_say_who_gave_them_is_refused(places):
+    strict = places.source.environment.model_copy(update={"approvals": ("reviewer",)})
+
+    refused(replace(places, source=replace(places.source, environment=strict)), "does not say who approved")
+
+
 def test_an_environment_takes_only_from_the_one_it_names(places):
     other = places.source.environment.model_copy(update={"approvals": ("anybody",)})
     posing = replace(places, source=replace(places.source, environment=other))
@@ -503,6 +532,21 @@ def test_a_changed_or_added_file_is_refused(places, file):
         handle.write(b" ")
 
     refused(places, f"changed, missing or added since it was saved: {file}", UntrustedModelError)
+
+
+@pytest.mark.parametrize("document", ["model.yaml", "trained.json"])
+def test_a_document_that_differs_from_the_evidence_is_refused(places, document):
+    tracking, run = Tracking(places.source), places.line.run.run_id
+    text = Path(tracking.client.download_artifacts(run, document)).read_text()
+    tracking.client.log_text(run, f"{text}\n", document)
+
+    refused(places, f"other documents than its evidence: {document}", UntrustedModelError)
+
+
+def test_a_version_without_evidence_is_refused(places):
+    shutil.rmtree(bundles(places.source)[0])
+
+    refused(places, "is not as it was written")
 
 
 def test_a_digest_changed_in_the_registry_is_refused(places):
