@@ -82,7 +82,11 @@ def release_problems(release: Release, entries: Sequence[Entry]) -> list[str]:
     A transition stands in the ledger before the record says that it was made, so each that the record tells of must
     stand there, in that order; the ledger may be one ahead, where a controller died between the two.
     """
-    ours = [entry for entry in entries if entry.details.get("release") == release.id]
+    ours = [
+        entry
+        for entry in entries
+        if entry.event.startswith("release.") and entry.details.get("release") == release.id
+    ]
     problems = _another(release, ours)
     made = [(entry, told) for entry in ours if (told := _told(entry)) is not None]
     if not made and not release.history and release.state is State.PROPOSED:
@@ -133,10 +137,11 @@ def _another(release: Release, ours: Sequence[Entry]) -> list[str]:
                 f"its record replaces version {replaced}, and the ledger says {started.details['replaces']}"
             )
     known = {digest for entry in ours for digest in _listed(entry.details.get("approvals"))}
+    # The record names them before the transition that rests on them is in the ledger.
     problems += [
         f"its record rests on approval {digest[:16]}, and the ledger does not say so"
         for digest in release.approvals
-        if digest not in known
+        if digest not in known and release.intent is None
     ]
     return problems
 

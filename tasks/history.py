@@ -18,7 +18,7 @@ from tasks.release_report import REPORT, approvals_of, ended_at
 
 __all__ = ["HistoryRow", "ReleaseTold", "history", "release_told"]
 
-DRILL, RESTORED = "drill.rollback", "model.restored"
+DRILL, BY_HAND = "drill.rollback", "rollback.by_hand"
 
 
 class HistoryRow(Declared):
@@ -62,14 +62,9 @@ def history(platform: Platform, model: str, limit: int | None = None) -> list[Hi
         LedgerError: the ledger cannot be read.
     """
     store, entries = ReleaseStore(platform, model), list(ledger_of(platform).entries(model))
-    releases = store.all()
-    by_release = {release.id for release in releases}
-    found: list[tuple[datetime, Release | Entry]] = [(release.begun, release) for release in releases]
+    found: list[tuple[datetime, Release | Entry]] = [(release.begun, release) for release in store.all()]
     found += [
-        (datetime.fromisoformat(entry.time), entry)
-        for entry in entries
-        # What a release took back stands in the release's own row.
-        if entry.event == DRILL or (entry.event == RESTORED and not by_release & set(entry.key.split("/")))
+        (datetime.fromisoformat(entry.time), entry) for entry in entries if entry.event in {DRILL, BY_HAND}
     ]
     newest = sorted(found, key=lambda item: item[0], reverse=True)[:limit]
     return [
@@ -149,7 +144,7 @@ def _of_release(
 def _of_entry(entry: Entry, environment: str) -> HistoryRow:
     """A rollback by hand, or a drill, as the ledger tells of it."""
     told = entry.details
-    left, seconds = told.get("leaves", told.get("left")), told.get("seconds")
+    left, seconds = told.get("left"), told.get("seconds")
     return HistoryRow(
         kind="drill" if entry.event == DRILL else "rollback",
         id=f"ledger {entry.seq}",

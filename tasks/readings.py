@@ -74,7 +74,7 @@ class Test:
             return cls(
                 "scores",
                 "Score distribution",
-                "largest distance between the distributions",
+                "distance of the distributions; in shadow, of pairs",
                 signed=False,
             )
         if plain == "paired score":
@@ -88,15 +88,29 @@ class Test:
         """Whether a distance in either direction would be harm."""
         return self.around_share or self.label == "Paired score"
 
-    def harm(self, plan: ReleasePlan, percentage: int) -> Effect | None:
+    def centre(self, look: Look) -> float:
+        """What the estimate is compared with: nothing, or the part of the requests that the challenger should have.
+
+        Where one arm answers everything and the other copies of it, that part is one of both arms' answers.
+        """
+        if not self.around_share:
+            return 0.0
+        part = look.percentage / 100
+        copies = part / (1 + part)
+        if look.state is State.CANARY:
+            return part if part < 1 else 1 - copies
+        return copies
+
+    def harm(self, plan: ReleasePlan, look: Look) -> Effect | None:
         """What the plan says of it, in the unit of the estimate; None where the plan has no such test.
 
-        The sample ratio's is a part of the smaller share, so it depends on the challenger's `percentage`.
+        The sample ratio's is a part of the smaller share, so it depends on the state the look was made in.
         """
         found = getattr(plan.analysis, self.kind, None)
         if not isinstance(found, Effect):
             return None
-        smaller = min(percentage, 100 - percentage) / 100 if self.around_share else 1.0
+        share = self.centre(look)
+        smaller = min(share, 1 - share) if self.around_share else 1.0
         if smaller <= 0:
             return None
         return Effect(effect=found.effect * smaller, tolerated=found.tolerated * smaller)
@@ -181,11 +195,12 @@ def summary(looks: Sequence[Look]) -> str:
     if not read:
         return "nothing was analysed"
     look = read[-1] if read[-1].verdict is Verdict.FAIL or not before else before[-1]
-    worst = next(one for one in _WORST_FIRST if one in {reading.verdict for reading in look.readings})
-    if worst is Verdict.PASS:
+    # A test that a step does not wait for may be undecided where the look as a whole passes.
+    if look.verdict is Verdict.PASS:
         return "all tests passed"
-    said = ", ".join(told(one) for one in look.readings if one.verdict is worst)
-    return f"{'failed' if worst is Verdict.FAIL else 'undecided'} in {stage(look.state, look.percentage)}: {said}"
+    said = ", ".join(told(one) for one in look.readings if one.verdict is look.verdict) or look.note
+    what = "failed" if look.verdict is Verdict.FAIL else "undecided"
+    return f"{what} in {stage(look.state, look.percentage)}{f': {said}' if said else ''}"
 
 
 def told(reading: Reading) -> str:

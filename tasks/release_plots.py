@@ -17,7 +17,6 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deployments.release import Effect
 from tasks.readings import ARMS, Test, stage, stretches
 from tasks.release_record import LIVE, Look, Reading, Release, State
 from tasks.verdict import Verdict
@@ -427,9 +426,9 @@ def _limits(test: Test, release: Release, seen: Sequence[_Point]) -> tuple[float
     """What of the vertical axis to show: thresholds and estimates, and of intervals what is not far beyond them."""
     marks: list[float] = [0.0] if test.signed or test.kind == "scores" else []
     for look, _ in (seen[0], seen[-1]):
-        harm = test.harm(release.plan, look.percentage)
+        harm = test.harm(release.plan, look)
         if harm is not None:
-            centre = look.percentage / 100 if test.around_share else 0.0
+            centre = test.centre(look)
             marks += [centre + 1.25 * harm.effect]
             marks += [centre - 1.25 * harm.effect] if test.two_sided else []
     settled = seen[len(seen) // 10 :]
@@ -473,18 +472,18 @@ def _sequence(panel: Any, points: Sequence[_Point], low: float, high: float) -> 
 
 def _harm(panel: Any, test: Test, release: Release, points: Sequence[_Point]) -> None:
     """The effect that matters and what is tolerated, over one stretch."""
-    harm: Effect | None = test.harm(release.plan, points[0][0].percentage)
+    first = points[0][0]
+    harm, centre = test.harm(release.plan, first), test.centre(first)
     if harm is None:
         return
-    if test.around_share and points[0][0].state is State.SHADOW:
-        return
-    centre = points[0][0].percentage / 100 if test.around_share else 0.0
-    begin, end = _utc(points[0][0].at), _utc(points[-1][0].at)
+    # Scores of pairs may differ in either direction; the distance of distributions is never below zero.
+    either = test.two_sided or (test.kind == "scores" and any(reading.low < 0 for _, reading in points))
+    begin, end = _utc(first.at), _utc(points[-1][0].at)
     for value, colour, style in (
         (harm.effect, _EFFECT, (0, (5, 3))),
         (harm.tolerated, _TOLERATED, (0, (1, 2))),
     ):
-        for side in (1.0, -1.0) if test.two_sided else (1.0,):
+        for side in (1.0, -1.0) if either else (1.0,):
             if value or test.around_share:
                 panel.plot(
                     [begin, end],

@@ -46,11 +46,17 @@ _BADGES = {
 
 
 @dataclass(frozen=True)
-class WrittenReport:
+class WrittenReport(os.PathLike[str]):
     """Where a report lies; `unlogged` says why MLflow has no copy of it, and is empty where it has."""
 
     path: Path
     unlogged: str = ""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 @dataclass(frozen=True)
@@ -280,7 +286,7 @@ class _TestShown:
         look, last = next(
             (look, reading) for look in reversed(looks) for reading in look.readings if reading.test == name
         )
-        harm = test.harm(release.plan, look.percentage)
+        harm = test.harm(release.plan, look)
         if harm is None:
             return cls(test, image, last, _MISSING, _MISSING)
         return cls(test, image, last, threshold(test, harm.effect), threshold(test, harm.tolerated))

@@ -191,6 +191,20 @@ def test_a_release_cut_short_between_ledger_and_record_is_in_order(platform):
     assert release_problems(before.model_copy(update={"intent": None}), entries(platform)) != []
 
 
+def test_a_rollback_by_hand_that_names_a_release_is_no_part_of_its_record(platform):
+    release = told(platform, released())
+    ledger_of(platform).append(
+        "rollback.by_hand",
+        model="patients",
+        subject="dev_patients/6",
+        details={"release": release.id, "model_digest": "6" * 64},
+        key="rollback/1",
+        actor="grace@example.com",
+    )
+
+    assert release_problems(release, entries(platform)) == []
+
+
 def test_a_release_that_was_just_proposed_is_in_order_before_the_ledger_knows_it(platform):
     proposed = released(history=(), state=State.PROPOSED, closed=False)
 

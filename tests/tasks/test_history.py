@@ -71,7 +71,7 @@ def test_the_newest_comes_first_and_no_more_than_asked_for(platform):
 def test_rollbacks_by_hand_and_drills_are_rows_and_what_a_release_took_back_is_none(platform):
     release = kept(platform, told(platform, released(State.ROLLED_BACK)))
     wrote(platform, "model.restored", f"restored/{release.id}", version="6", leaves="7", reason="harm")
-    wrote(platform, "model.restored", "restored/by-hand-1", version="6", leaves="7", reason="calls came in")
+    wrote(platform, "rollback.by_hand", "rollback/1", version="6", left="7", reason="calls came in")
     wrote(platform, "drill.rollback", "drill/1", version="6", seconds=0.31)
 
     drill, by_hand, _ = history(platform, "patients")

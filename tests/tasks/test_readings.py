@@ -52,20 +52,39 @@ def test_the_effect_of_a_test_is_the_plans(name):
         )
     )
 
-    assert Test.named(name).harm(plan, 5) == Effect(effect=0.3, tolerated=0.1)
+    assert Test.named(name).harm(plan, look(seconds=1)) == Effect(effect=0.3, tolerated=0.1)
 
 
-def test_the_sample_ratios_effect_is_a_part_of_the_smaller_share():
-    test = Test.named("sample ratio")
+@pytest.mark.parametrize(
+    ("state", "percentage", "share"),
+    [
+        (State.CANARY, 25, 0.25),
+        (State.CANARY, 75, 0.75),
+        (State.SHADOW, 100, 0.5),
+        (State.SHADOW, 25, 0.2),
+        (State.CANARY, 100, 0.5),
+    ],
+)
+def test_the_sample_ratio_is_held_against_the_share_and_its_effect_is_a_part_of_the_smaller(
+    state, percentage, share
+):
+    test, seen = Test.named("sample ratio"), look(state, 0, percentage, seconds=1)
 
-    assert test.harm(ReleasePlan(), 25) == Effect(effect=0.125, tolerated=0.025)
-    assert test.harm(ReleasePlan(), 75) == Effect(effect=0.125, tolerated=0.025)
-    assert test.harm(ReleasePlan(), 100) is None
-    assert threshold(test, 0.125) == "± 12.5 %"
+    assert test.centre(seen) == pytest.approx(share)
+    harm = test.harm(ReleasePlan(), seen)
+    assert harm.effect == pytest.approx(0.5 * min(share, 1 - share))
+    assert harm.tolerated == pytest.approx(0.1 * min(share, 1 - share))
+
+
+def test_an_effect_in_two_directions_says_so():
+    assert threshold(Test.named("sample ratio"), 0.125) == "± 12.5 %"
+    assert threshold(Test.named("error rate"), 0.03) == "3 pp"
 
 
 def test_a_test_that_the_plan_leaves_out_has_no_effect():
-    assert Test.named("error rate").harm(ReleasePlan(analysis=AnalysisPlan(error_rate=None)), 5) is None
+    plan = ReleasePlan(analysis=AnalysisPlan(error_rate=None))
+
+    assert Test.named("error rate").harm(plan, look(seconds=1)) is None
 
 
 def test_looks_of_a_state_entered_again_are_a_stretch_of_their_own_and_counted_once():
@@ -97,6 +116,9 @@ def test_a_summary_names_what_stopped_a_release():
     assert summary([]) == summary([look(seconds=1, readings=())]) == "nothing was analysed"
     assert summary(looks()) == "all tests passed"
     assert summary(looks(failing=True)) == "failed in canary 50 %: Error rate +5.00 pp (+2.00 to +8.00 pp)"
+    passing = looks()[-1]
+    unlabelled = passing.model_copy(update={"readings": (*passing.readings, undecided)})
+    assert summary([unlabelled]) == "all tests passed"
     assert summary([watched]).startswith("undecided in promoted: Quality on labels –")
     assert summary([*looks(), watched]) == "all tests passed"
     assert summary([*looks(), harmed]).startswith("failed in promoted: Quality on labels")
