@@ -31,6 +31,7 @@ class ReleaseOutcome(Declared):
     release: Release
     look: Look | None
     report: str | None
+    problems: tuple[str, ...] = ()
 
     @property
     def promoted(self) -> bool:
@@ -181,14 +182,25 @@ def _require_approvals(control: Controller, action: Action) -> None:
 
 
 def _concluded(platform: Platform, control: Controller) -> ReleaseOutcome:
-    """The report, the completed evidence, and what came of it."""
-    from tasks.evidence import complete_bundle
-    from tasks.release_report import write_release_report
+    """The report, the completed evidence, and what came of it; what cannot be written is said, and hides nothing."""
+    from prefect.artifacts import create_markdown_artifact
 
-    release = control.release
+    from tasks.evidence import complete_bundle
+    from tasks.release_report import release_artifacts, write_release_report
+
+    release, problems = control.release, []
     report = write_release_report(platform, release)
-    complete_bundle(platform, release.model, release)
-    last = None
-    for look in ReleaseStore(platform, release.model).looks(release.id):
-        last = look
-    return ReleaseOutcome(release=release, look=last, report=str(report))
+    problems += [report.unlogged] if report.unlogged else []
+    try:
+        complete_bundle(platform, release.model, release)
+    except ContenderError as error:
+        problems.append(f"the evidence bundle was not completed: {error}")
+    looks = list(ReleaseStore(platform, release.model).looks(release.id))
+    create_markdown_artifact(
+        key=f"release-{release.endpoint.lower().replace('_', '-')}",
+        markdown=release_artifacts(release, looks),
+        description=f"{release.challenger.name} version {release.challenger.version}: {release.state}",
+    )
+    return ReleaseOutcome(
+        release=release, look=looks[-1] if looks else None, report=str(report), problems=tuple(problems)
+    )

@@ -97,6 +97,8 @@ def show_outcome(outcome: "ReleaseOutcome") -> None:
         console.out.print(_readings(outcome.look), "")
     lines = [("Report", outcome.report)] if outcome.report else []
     console.show_where(lines)
+    for problem in outcome.problems:
+        console.show_error(problem)
 
 
 def _heading(release: Release) -> str:

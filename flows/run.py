@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from platforms.platform import Platform
+    from flows.release import ReleaseOutcome
     from tasks.outcome import TrainOutcome
 
 R = TypeVar("R")
@@ -400,12 +401,25 @@ def _refused(error: ContenderError) -> int:
         else:
             print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
     elif outcome is not None:
-        console.show_training(outcome)
-        if outcome.version is not None:
-            console.show_version(outcome.version)
-        _show_where(outcome, outcome.environment)
+        _show_refused(outcome)
     console.show_error(str(error))
     return error.exit_code
+
+
+def _show_refused(outcome: "TrainOutcome | ReleaseOutcome") -> None:
+    """What came of a training that gates refused, or of a release that did not end in a promotion."""
+    from flows import console
+    from tasks.outcome import TrainOutcome
+
+    if not isinstance(outcome, TrainOutcome):
+        from flows.release_view import show_outcome
+
+        show_outcome(outcome)
+        return
+    console.show_training(outcome)
+    if outcome.version is not None:
+        console.show_version(outcome.version)
+    _show_where(outcome, outcome.environment)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,9 +34,9 @@ class Observation:
     """What is known at one look; None where it is not known.
 
     `approvals` is PASS where all that are asked for stand, FAIL where somebody entitled has refused. `ready` says
-    whether the challenger has a worker that answers, `restarts` how many of its workers ended by themselves since
-    the state was entered. `requests` are those of each arm since then, challenger first; `analysis` is the verdict
-    over all tests, and `findings` says why in words. `champion_stands` says whether the champion is still the one
+    whether the challenger has a worker that answers, `unready` why it has none, `restarts` how many of its workers
+    ended by themselves since the state was entered. `requests` are those of each arm since then, challenger first;
+    `analysis` is the verdict over all tests, and `findings` says why in words. `champion_stands` says whether the champion is still the one
     that the release would replace, and the challenger still the file that the gates saw; `changed` says what is
     not. `wish` is what a person asks for, and `unavailable` what cannot be asked.
     """
@@ -47,6 +47,7 @@ class Observation:
     champion_stands: bool | None = None
     changed: str = ""
     ready: bool | None = None
+    unready: str = ""
     restarts: int = 0
     requests: tuple[int, int] = (0, 0)
     analysis: Verdict = Verdict.INCONCLUSIVE
@@ -156,6 +157,10 @@ def _ended(record: Release, reason: str) -> Enter:
     return Enter(State.ROLLED_BACK if record.state in LIVE else State.REJECTED, reason, record.step)
 
 
+def _because(why: str) -> str:
+    return f": {why}" if why else ""
+
+
 def _before(plan: ReleasePlan, record: Release, seen: Observation, now: datetime) -> Action:
     """Proposed or approved: nobody is sent to the challenger yet."""
     deadline = record.begun + timedelta(hours=plan.approval_hours)
@@ -171,7 +176,9 @@ def _before(plan: ReleasePlan, record: Release, seen: Observation, now: datetime
     if record.champion is None or plan.strategy == "direct":
         first = "there is no champion to compare with" if record.champion is None else "the plan is direct"
         return Enter(State.PROMOTED, first)
-    if seen.ready is not True:
+    if seen.ready is False:
+        return _ended(record, f"the challenger does not start{_because(seen.unready)}")
+    if seen.ready is None:
         return Wait("the challenger is being started", deadline)
     first_stage = stages(plan)[0]
     return Enter(first_stage.state, "the challenger is ready", first_stage.step)
@@ -195,16 +202,17 @@ def _live(plan: ReleasePlan, record: Release, seen: Observation, now: datetime) 
     stage = next((one for one in stages(plan) if (one.state, one.step) == (record.state, record.step)), None)
     if stage is None:
         return _ended(record, "the plan has no such step")
-    if seen.analysis is Verdict.FAIL:
-        return _ended(record, seen.findings or "the analysis failed")
     if seen.ready is False:
-        return _ended(record, "the challenger has no worker that is ready")
+        return _ended(record, f"the challenger has no worker that is ready{_because(seen.unready)}")
     if seen.restarts:
         return _ended(record, "a worker of the challenger ended by itself")
     if seen.lease_lapsed:
+        # The champion has had all traffic since then, so what was seen is not what the step declares.
         if record.attempt >= MOST_ATTEMPTS:
             return _ended(record, f"its controller was lost {record.attempt} times in this step")
         return Enter(record.state, "the lease lapsed, and the step begins anew", record.step, again=True)
+    if seen.analysis is Verdict.FAIL:
+        return _ended(record, seen.findings or "the analysis failed")
     if record.held and seen.wish == "resume":
         return Enter(record.state, "a person asked to go on", record.step, again=True)
     if record.held or seen.wish == "hold":

@@ -318,7 +318,7 @@ def promote(platform: Platform, model: str, ref: ChampionRef, *, approvals: Sequ
 def _promote(platform: Platform, model: str, ref: ChampionRef, approvals: Sequence[str]) -> Version:
     ledger = ledger_of(platform)
     history = _history(platform, model, ref)
-    require_promotable(platform, ref, history, approvals)
+    require_promotable(platform, model, ref, history, approvals)
     standing = standing_champion(platform, model)
     if isinstance(standing, ChampionMissing):
         raise PromotionRefusedError(
@@ -454,9 +454,12 @@ def _move_aliases(platform: Platform, ref: ChampionRef, before: str | None) -> N
 
 
 def require_promotable(
-    platform: Platform, ref: ChampionRef, history: Sequence[Entry], approvals: Sequence[str]
+    platform: Platform, model: str, ref: ChampionRef, history: Sequence[Entry], approvals: Sequence[str]
 ) -> None:
     """Refuse a version whose gates did not pass, whose file is another, or that lacks approvals.
+
+    `approvals` are the digests of those that the caller has verified; nothing is verified of them here. Where the
+    environment takes versions from another alone, the version must have passed there.
 
     Raises:
         PromotionRefusedError: says what is missing.
@@ -468,6 +471,9 @@ def require_promotable(
             f"{ref.name} version {ref.version} is not promoted: environment {platform.environment.name!r} asks for "
             f"signed approvals by {', '.join(wanted)}, and for a release: python -m flows.run release"
         )
+    from tasks.transfer import require_passed
+
+    require_passed(platform, model, ref)
     found = Tracking(platform).client.get_model_version(ref.name, ref.version)
     verdict = found.tags.get(f"{TAG}gate_verdict")
     if verdict != Verdict.PASS.value:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deployments.errors import BadInputError, ContenderError
+from deployments.measures import TaskKind
 from deployments.spec import LoadedSpec
 from platforms.platform import Observations, Platform
 from tasks import approvals, register
@@ -119,7 +120,7 @@ def begin(
     history = [
         entry for entry in ledger_of(platform).entries(loaded.name) if entry.subject.startswith(ref.name)
     ]
-    register.require_promotable(platform, ref, history, ["to be asked for"])
+    register.require_promotable(platform, loaded.name, ref, history, ["to be asked for"])
     register.require_compared(ref, champion.version if champion else None, history)
     tags = Tracking(platform).client.get_model_version(ref.name, ref.version).tags
     now = datetime.now(UTC)
@@ -202,7 +203,8 @@ class _Eyes:
     data: StageData
     since: datetime
     until: datetime | None = None
-    requests: Observations | None = None
+    unlogged: int = 0
+    corrupt: tuple[str, ...] = ()
     restarts: int = 0
     labels_at: float = -1e9
     look: Look | None = None
@@ -221,6 +223,7 @@ class Controller:
     last: Observation | None = None
     _known: _Known = field(default_factory=_Known)
     _eyes: _Eyes | None = None
+    _requests: Observations | None = None
     _lease_until: datetime | None = None
     _repaired: bool = False
 
@@ -278,6 +281,7 @@ class Controller:
             taken = self._lost() if same else Enter(intent.state, reason, intent.step, again=True)
             self._enter(taken, Observation(at=intent.observed))
         elif release.state in LIVE:
+            self._take_in(None)
             self._enter(self._lost(), Observation(at=datetime.now(UTC)))
 
     def _lost(self) -> Enter:
@@ -302,19 +306,26 @@ class Controller:
         self._ask()
         known, problems = self._known, [self._known.unavailable]
         ready: bool | None = None
-        restarts, look = 0, None
+        unready, restarts, look = "", 0, None
         if self.release.state in {State.APPROVED, *LIVE} and self.release.champion is not None:
             try:
-                ready, ended = self._challenger_state()
+                ready, unready, ended = self._challenger_state()
                 restarts = ended - self._eyes.restarts if self._eyes else 0
             except (ContenderError, OSError) as error:
                 problems.append(f"the endpoint cannot be asked: {error}")
-        if self.release.state in LIVE or self._watches:
+        if self.release.state in LIVE or self._watches or self._starts:
             try:
-                look = self._looked(now)
+                if self._starts:
+                    self._take_in(None)
+                else:
+                    look = self._looked(now)
             except (ContenderError, OSError) as error:
                 problems.append(f"the prediction log cannot be read: {error}")
                 self._let_go()
+        if self._eyes and self._eyes.unlogged:
+            problems.append(f"{self._eyes.unlogged:,} requests were answered and not logged")
+        if self._eyes and self._eyes.corrupt:
+            problems.append(f"the prediction log is damaged: {self._eyes.corrupt[0]}")
         return Observation(
             at=now,
             approvals=known.approvals,
@@ -322,6 +333,7 @@ class Controller:
             champion_stands=known.champion_stands,
             changed=known.changed,
             ready=ready,
+            unready=unready,
             restarts=restarts,
             requests=self._eyes.data.counts() if self._eyes else (0, 0),
             analysis=self._judged(look),
@@ -379,16 +391,19 @@ class Controller:
             return False, "the challenger's model file is not the one that the gates saw"
         return True, ""
 
-    def _challenger_state(self) -> tuple[bool | None, int]:
-        """Whether the challenger has a worker that answers, and how often its workers ended by themselves."""
+    def _challenger_state(self) -> tuple[bool | None, str, int]:
+        """Whether the challenger has a worker that answers (None: not yet), why not, and how many ended alone."""
         found = self._endpoints.get_endpoint(self.release.endpoint)
         name = entity_name(self.release.challenger)
-        for entity in found["config"]["served_entities"]:
-            if entity["name"] == name:
-                state = entity.get("state", {}).get("deployment")
-                starting = state != "DEPLOYMENT_READY" and self.release.state is State.APPROVED
-                return (None if starting else state == "DEPLOYMENT_READY"), int(entity.get("restarts", 0))
-        return (None if self.release.state is State.APPROVED else False), 0
+        entity = next((one for one in found["config"]["served_entities"] if one["name"] == name), None)
+        if entity is None:
+            return (None if self.release.state is State.APPROVED else False), "it is not served any more", 0
+        state = entity.get("state", {})
+        said, restarts = state.get("deployment_state_message", ""), int(entity.get("restarts", 0))
+        if state.get("deployment") == "DEPLOYMENT_READY":
+            return True, "", restarts
+        starts = self.release.state is State.APPROVED and state.get("deployment") != "DEPLOYMENT_FAILED"
+        return (None if starts else False), said, restarts
 
     def _judged(self, look: Look | None) -> Verdict:
         """What counts of a look: all of it, and after promotion the labels alone."""
@@ -401,18 +416,7 @@ class Controller:
     def _looked(self, now: datetime) -> Look:
         """Take in what was logged since the last look, and ask the tests."""
         eyes = self._eyes or self._opened()
-        if eyes.requests is None:
-            eyes.requests = self.stack.enter_context(
-                self.platform.observations(self.release.endpoint, eyes.since)
-            )
-        more = True
-        while more:
-            found = eyes.requests.poll()
-            table = found.table
-            if eyes.until is not None:
-                table = table.filter(pc.less(table.column("time"), pa.scalar(eyes.until)))
-            eyes.data.add(table)
-            more = found.more
+        self._take_in(eyes)
         if self.release.plan.analysis.quality and time.monotonic() - eyes.labels_at > LABELS_SECONDS:
             eyes.labels_at = time.monotonic()
             eyes.data.label(labels_for(self.platform, self.release.model, eyes.data.unlabelled))
@@ -423,6 +427,37 @@ class Controller:
             self._store.add_look(self.release, look)
         eyes.look = look
         return look
+
+    def _take_in(self, eyes: _Eyes | None) -> None:
+        """What was logged since the last look, for the stage that is under way; of no use before there is one.
+
+        The log is followed from before the first stage on: to begin takes a while, which no lease should pay for.
+        """
+        if self._requests is None:
+            since = eyes.since if eyes else datetime.now(UTC)
+            self._requests = self.stack.enter_context(
+                self.platform.observations(self.release.endpoint, since)
+            )
+        more = True
+        while more:
+            found = self._requests.poll()
+            more = found.more
+            # What came before may be much, and must not cost the lease.
+            self._renew(datetime.now(UTC))
+            if eyes is not None:
+                eyes.unlogged += found.lost
+                eyes.corrupt += found.corrupt
+                times = found.table.column("time")
+                wanted = pc.greater_equal(times, pa.scalar(eyes.since))
+                if eyes.until is not None:
+                    wanted = pc.and_(wanted, pc.less(times, pa.scalar(eyes.until)))
+                eyes.data.add(found.table.filter(wanted))
+
+    @property
+    def _starts(self) -> bool:
+        """Whether the challenger is being started, to be sent requests afterwards."""
+        release = self.release
+        return release.state is State.APPROVED and release.champion is not None and release.plan.looks > 0
 
     @property
     def _watches(self) -> bool:
@@ -457,19 +492,21 @@ class Controller:
             steps=plan.looks + 1,
             cuts=self._cuts(release.champion),
         )
-        restarts = self._challenger_state()[1] if release.state in LIVE else 0
+        restarts = self._challenger_state()[2] if release.state in LIVE else 0
         self._eyes = _Eyes(stage, data, since, until, restarts=restarts)
         return self._eyes
 
     def _cuts(self, champion: ChampionRef) -> tuple[float, ...]:
         """Where a regression's distributions are compared: the deciles of the champion's answers in its evaluation."""
+        if self.loaded.spec.target.kind is not TaskKind.REGRESSION:
+            return ()
         found = Tracking(self.platform).document(champion.run_id, "evaluation", Evaluation)
         return found.deciles if found else ()
 
     def _let_go(self) -> None:
         """Stop reading; the next look reads the stage's requests from its beginning."""
         self.stack.close()
-        self._eyes = None
+        self._eyes = self._requests = None
 
     # Making it so
 
@@ -496,10 +533,15 @@ class Controller:
             return
         now = datetime.now(UTC)
         done = intent.model_copy(update={"effective": now})
+        known = self._known
+        self._save(
+            approvals=tuple(dict.fromkeys((*release.approvals, *known.digests))),
+            approvers=tuple(dict.fromkeys((*release.approvers, *known.approvers))),
+        )
         ends = action.state in ENDED
         hours = release.plan.rollback_hours
         watched = action.state is State.PROMOTED and release.champion is not None and hours > 0
-        self._note(done, former)
+        done = self._note(done, former)
         self._save(
             intent=None,
             state=action.state,
@@ -508,11 +550,12 @@ class Controller:
             entered=now,
             history=(*release.history, done),
             held="",
-            approvals=self._known.digests or release.approvals,
             watch_until=now + timedelta(hours=hours) if watched else None,
             closed=ends and not watched,
         )
-        self._let_go()
+        self._eyes = None
+        if ends:
+            self._let_go()
         if action.again or ends:
             self._forget_wish()
 
@@ -593,6 +636,7 @@ class Controller:
             return ()
         if not found.complete:
             raise PromotionRefusedError(f"{self.release.id}: {found.why_not}")
+        self._known.digests, self._known.approvers = found.digests, found.approvers
         return found.digests
 
     # Traffic
@@ -664,8 +708,11 @@ class Controller:
         self.release = self._store.save(self.release.model_copy(update=changes))
         return self.release
 
-    def _note(self, done: Transition, former: State) -> None:
-        """The ledger's entry of a transition that is in effect."""
+    def _note(self, done: Transition, former: State) -> Transition:
+        """The ledger's entry of a transition that is in effect; the transition as the ledger has it.
+
+        A controller that died after its entry, and before the record, told it already: that stands.
+        """
         release = self.release
         event = {
             State.APPROVED: "release.approved",
@@ -674,6 +721,12 @@ class Controller:
             State.REJECTED: "release.rejected",
         }.get(done.state, "release.step")
         assert done.effective is not None
+        key = f"{event}/{release.id}/{len(release.history)}"
+        for entry in ledger_of(self.platform).entries(release.model):
+            told = entry.details
+            if entry.key == key and (told["state"], told["step"]) == (str(done.state), done.step):
+                effective = done.observed + timedelta(seconds=float(str(told["seconds"])))
+                return done.model_copy(update={"reason": told["reason"], "effective": effective})
         _write(
             self.platform,
             release,
@@ -685,11 +738,12 @@ class Controller:
                 "percentage": done.percentage,
                 "reason": done.reason,
                 "seconds": round((done.effective - done.observed).total_seconds(), 3),
-                "approvals": list(self._known.digests),
-                "approvers": list(self._known.approvers),
+                "approvals": list(release.approvals),
+                "approvers": list(release.approvers),
             },
             f"{len(release.history)}",
         )
+        return done
 
     def _forget_wish(self) -> None:
         self.wish = None

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from deployments.measures import TaskKind
 from deployments.release import AnalysisPlan, QualityEffect
 from deployments.spec import Target
-from deployments.measures import TaskKind
 from tasks import analysis
 from tasks.analysis import Family, Finding, Harm
 from tasks.decide import Stage

@@ -113,7 +113,8 @@ class Release(Declared):
     entered: datetime
     intent: Transition | None = None
     history: tuple[Transition, ...] = ()
-    approvals: tuple[str, ...] = Field((), description="Digests of the approvals it was begun on.")
+    approvals: tuple[str, ...] = Field((), description="Digests of the approvals that it went forward on.")
+    approvers: tuple[str, ...] = Field((), description="All names of those who gave them.")
     held: str = Field("", description="Why it waits for a person; empty where it does not.")
     watch_until: datetime | None = None
     closed: bool = False

@@ -165,6 +165,17 @@ def test_nothing_is_rolled_back_that_had_no_traffic():
     assert refused.state is late.state is State.REJECTED
 
 
+def test_a_challenger_that_does_not_start_is_rejected_and_one_that_starts_is_waited_for():
+    approved = release(state=State.APPROVED)
+
+    waits = decide(PLAN, approved, replace(GOOD, ready=None), LATER)
+    ends = decide(PLAN, approved, replace(GOOD, ready=False, unready="no such file"), LATER)
+
+    assert isinstance(waits, Wait)
+    assert isinstance(ends, Enter)
+    assert (ends.state, ends.reason) == (State.REJECTED, "the challenger does not start: no such file")
+
+
 def test_a_closed_change_window_lets_nothing_forward_and_still_lets_it_back():
     closed = PLAN.model_copy(update={"change_windows": (ChangeWindow(days=("sat",)),)})
 
@@ -284,11 +295,8 @@ def test_nothing_is_promoted_without_every_condition(plan, seen):
                 assert min(observation.requests) >= 100
                 assert not observation.restarts
             return
-        if record.state in LIVE and (
-            observation.analysis is Verdict.FAIL
-            or observation.wish == "roll_back"
-            or observation.ready is False
-        ):
+        harm = observation.analysis is Verdict.FAIL and not observation.lease_lapsed
+        if record.state in LIVE and (harm or observation.wish == "roll_back" or observation.ready is False):
             assert isinstance(action, Enter)
             assert action.state is State.ROLLED_BACK
         if isinstance(action, Enter) and action.state in LIVE and not action.again:

@@ -1,0 +1,303 @@
+"""A real champion and a real challenger, a real data plane, and callers that ask it over HTTP."""
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.environment import Environment
+from deployments.spec import LoadedSpec, load_spec
+from platforms.local import LocalPlatform
+from serving import control
+from tasks.release_control import controlled
+from tasks.release_record import ReleaseStore
+from tests.release.chameleon import BEHAVIOUR, CHALLENGER
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "small"
+PLAN = {
+    "shadow": {"minimum_requests": 40, "maximum_seconds": 60},
+    "steps": [
+        {"percentage": 30, "minimum_requests": 40, "maximum_seconds": 60},
+        {"percentage": 60, "minimum_requests": 40, "maximum_seconds": 60},
+    ],
+    "analysis": {
+        "error_rate": {"effect": 0.4},
+        "latency": {"effect": 9.0, "tolerated": 3.0, "quantile": 0.5},
+        "scores": {"effect": 0.6, "tolerated": 0.2},
+        "sample_ratio": {"effect": 0.9, "tolerated": 0.5},
+    },
+    "lease_seconds": 6,
+    "look_seconds": 0.2,
+    "rollback_hours": 1,
+}
+SPEC = {
+    "name": MODEL,
+    "governance": {"owner": "tests", "purpose": "Be released."},
+    "target": {"kind": "binary", "column": "sick", "positive": True},
+    "sources": {"rows": {"kind": "csv", "path": "rows.csv"}},
+    "contract": {
+        "rows": {
+            "columns": {
+                "id": {"type": "string"},
+                "a": {"type": "number"},
+                "b": {"type": "number"},
+                "sick": {"type": "boolean"},
+            }
+        }
+    },
+    "features": {"entity": ["id"], "numeric": ["a", "b"]},
+    "split": {"kind": "random", "holdout": 0.3, "validation": 0.2, "min_rows": 20},
+    "training": {
+        "metric": "roc_auc",
+        "folds": 2,
+        "threshold": 0.5,
+        "candidates": [{"name": "logistic", "estimator": "tests.release.chameleon.Chameleon"}],
+    },
+    "evaluation": {"metrics": ["roc_auc"], "bootstrap": 200},
+    "gates": [{"kind": "metric", "metric": "roc_auc", "min": 0.5}],
+    "release": PLAN,
+}
+ENVIRONMENT = {
+    "name": "dev",
+    "platform": {"kind": "local", "data_root": "data"},
+    "allow_dirty_tree": True,
+    "allowed_packages": ["sklearn", "tests"],
+    "serving": {
+        "gateway": {"port": 0},
+        "mlflow_port": 0,
+        "onnx": False,
+        "limits": {"drain_seconds": 1},
+        "log": {"max_megabytes": 64},
+    },
+}
+MAKE = """
+import sys, yaml
+from pathlib import Path
+from flows.settings import settle
+settle()
+from flows.server import served
+with served(lambda: None):
+    from flows.promote import promote
+    from flows.train import train
+    spec, environment, c = sys.argv[1:]
+    train(spec, environment)
+    promote(spec, environment)
+    path = Path(spec)
+    other = yaml.safe_load(path.read_text())
+    other["training"]["candidates"][0]["params"] = {"C": float(c)}
+    path.write_text(yaml.safe_dump(other))
+    train(spec, environment)
+from flows.run import leave
+leave(0)
+"""
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A home with version 1 as champion and version 2 as challenger, made by the line itself, once for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "released"
+    with (shared / "released.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+def make(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "model.yaml").write_text(yaml.safe_dump(SPEC))
+    (folder / "env.yaml").write_text(yaml.safe_dump(ENVIRONMENT))
+    random.seed(3)
+    rows = ["id,a,b,sick"]
+    for place in range(600):
+        a, b = random.gauss(0, 2), random.gauss(0, 2)
+        rows.append(f"p{place},{a:.4f},{b:.4f},{str(a - b + random.gauss(0, 1) > 0).lower()}")
+    (folder / "rows.csv").write_text("\n".join(rows))
+    environment = {**os.environ, "CONTENDER_HOME": str(folder / "home")}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-c", MAKE, str(folder / "model.yaml"), str(folder / "env.yaml")]
+    command.append(str(CHALLENGER))
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@dataclass
+class Traffic:
+    """Callers that ask the endpoint again and again, each by a name of its own."""
+
+    url: str
+    statuses: Counter = field(default_factory=Counter)
+    versions: Counter = field(default_factory=Counter)
+    asked: dict = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self, random_numbers):
+        a, b = random_numbers.gauss(0, 2), random_numbers.gauss(0, 2)
+        body = json.dumps({"dataframe_records": [{"a": a, "b": b}]}).encode()
+        headers = {
+            "content-type": "application/json",
+            "x-caller-id": f"c{random_numbers.random()}",
+            "x-request-id": f"r{random_numbers.random()}",
+        }
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.url, body, headers), timeout=20
+            ) as answer:
+                self.statuses[answer.status] += 1
+                self.versions[answer.headers["x-served-version"]] += 1
+                self.asked[answer.headers["x-request-id"]] = a - b > 0
+        except urllib.error.HTTPError as error:
+            error.read()
+            self.statuses[error.code] += 1
+        except OSError as error:
+            self.statuses[type(error).__name__] += 1
+
+    def go_on(self, seed):
+        random_numbers = random.Random(seed)
+        while not self.stop.is_set():
+            self.ask(random_numbers)
+            time.sleep(0.02)
+
+    @property
+    def failed(self):
+        return sum(count for status, count in self.statuses.items() if status != 200)
+
+
+@dataclass
+class Line:
+    """One environment with a data plane of its own; the challenger behaves as it is told."""
+
+    home: Path
+    spec: Path
+    loaded: LoadedSpec
+    platform: LocalPlatform
+    behaviour: Path
+
+    @property
+    def environment_file(self):
+        return self.spec.parent / "env.yaml"
+
+    def behave(self, how):
+        staged = self.behaviour.with_suffix(".new")
+        staged.write_text(how)
+        staged.replace(self.behaviour)
+
+    def plan(self, **changes):
+        """Another release plan; sections are replaced key by key."""
+        document = yaml.safe_load(self.spec.read_text())
+        document["release"] = {**document["release"], **changes}
+        self.spec.write_text(yaml.safe_dump(document))
+        self.loaded = load_spec(self.spec)
+
+    def up(self):
+        from tasks.serve import serve_champion
+
+        addresses = self.platform.mlflow
+        control.up(
+            {
+                "root": str(self.platform.root),
+                "environment": "dev",
+                "tracking_uri": addresses.tracking_uri,
+                "registry_uri": addresses.registry_uri,
+                "allowed_packages": list(self.platform.environment.allowed_packages),
+                "serving": self.platform.environment.serving.model_dump(mode="json"),
+                "mlflow_store": None,
+                "mlflow_artifacts": None,
+            }
+        )
+        served = serve_champion(self.platform, MODEL)
+        return self.platform.wait_for_endpoint(served.endpoint)
+
+    @property
+    def endpoint(self):
+        return self.platform.endpoints.get_endpoint(self.platform.endpoint(MODEL))
+
+    @property
+    def shares(self):
+        routes = self.endpoint["config"]["traffic_config"]["routes"]
+        return {r["served_entity_name"]: r["traffic_percentage"] for r in routes if r["traffic_percentage"]}
+
+    @property
+    def aliases(self):
+        from tasks.tracking import Tracking
+
+        registered = Tracking(self.platform).client.get_registered_model(
+            self.platform.registered_model(MODEL)
+        )
+        return {alias: str(number) for alias, number in dict(registered.aliases).items()}
+
+    @property
+    def releases(self):
+        return ReleaseStore(self.platform, MODEL)
+
+    def events(self):
+        from tasks.register import ledger_of
+
+        return [entry.event for entry in ledger_of(self.platform).entries(MODEL)]
+
+    @contextmanager
+    def traffic(self, callers=3):
+        traffic = Traffic(self.endpoint["url"])
+        threads = [
+            threading.Thread(target=traffic.go_on, args=(seed,), daemon=True) for seed in range(callers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield traffic
+        finally:
+            traffic.stop.set()
+            for thread in threads:
+                thread.join()
+
+    def release(self, *, until=None, seconds=120, version=None, look=None):
+        """Take the release through its plan in this process; stop at a state if one is named."""
+        deadline = time.monotonic() + seconds
+        with controlled(self.platform, self.loaded, version) as control:
+            while not control.ended:
+                assert time.monotonic() < deadline, (control.last, control.look)
+                began = time.monotonic()
+                control.step()
+                if look is not None:
+                    look(control)
+                if until is not None and until(control.release):
+                    break
+                time.sleep(control.pause_seconds(time.monotonic() - began))
+            return control.release
+
+
+@pytest.fixture
+def line(trained, tmp_path, monkeypatch):
+    """A copy of the trained home, with nothing up yet; everything is down afterwards."""
+    home = tmp_path / "home"
+    shutil.copytree(trained / "home", home)
+    for name in ("model.yaml", "env.yaml", "rows.csv"):
+        shutil.copy(trained / name, tmp_path / name)
+    monkeypatch.setenv("CONTENDER_HOME", str(home))
+    behaviour = tmp_path / "behaviour"
+    monkeypatch.setenv(BEHAVIOUR, str(behaviour))
+    environment = Environment.model_validate(yaml.safe_load((tmp_path / "env.yaml").read_text()))
+    spec = tmp_path / "model.yaml"
+    made = Line(home, spec, load_spec(spec), LocalPlatform(environment, home / "data"), behaviour)
+    made.behave("good")
+    yield made
+    control.down(home / "data")

@@ -1,0 +1,186 @@
+"""Releases on real traffic: real Envoy, real scorers, a real registry."""
+
+import csv
+import os
+import signal
+
+import pytest
+
+from tasks.drill import drill_rollback
+from tasks.labels import add_labels
+from tasks.release_control import ReleaseError, controlled
+from tasks.release_record import State
+from tasks.rollback import roll_back
+
+pytestmark = pytest.mark.slow
+
+
+def way(release):
+    return [(str(done.state), done.percentage) for done in release.history]
+
+
+def seconds_back(release):
+    """From the observation that decided it to the champion answering everything."""
+    done = release.history[-1]
+    return (done.effective - done.observed).total_seconds()
+
+
+def entities(line):
+    return {entity["name"] for entity in line.endpoint["config"]["served_entities"]}
+
+
+def test_a_good_challenger_is_promoted_watched_drilled_and_rolled_back(line):
+    line.up()
+
+    with line.traffic() as traffic:
+        release = line.release()
+        promoted = (line.aliases, line.shares, entities(line))
+        drilled = drill_rollback(line.platform, "small")
+        after_drill = line.shares
+        back = roll_back(line.platform, line.loaded, reason="a change of mind")
+
+    assert way(release) == [
+        ("approved", 0),
+        ("shadow", 100),
+        ("canary", 30),
+        ("canary", 60),
+        ("promoted", 100),
+    ]
+    assert promoted == ({"champion": "2", "previous": "1"}, {"v2": 100}, {"v1", "v2"})
+    assert (drilled.failed, drilled.champion, drilled.previous) == (0, "2", "1")
+    assert drilled.requests > 10
+    assert after_drill == {"v2": 100}
+    assert (back.version, back.left) == ("1", "2")
+    assert line.aliases == {"champion": "1"}
+    assert (line.shares, entities(line)) == ({"v1": 100}, {"v1"})
+    assert traffic.failed == 0
+    assert set(traffic.versions) == {"1", "2"}
+    assert line.releases.newest().state is State.ROLLED_BACK
+    events = line.events()
+    assert [event for event in events if event.startswith(("release.", "drill."))] == [
+        "release.started",
+        "release.approved",
+        "release.step",
+        "release.step",
+        "release.step",
+        "release.promoted",
+        "drill.rollback",
+        "release.rolled_back",
+    ]
+    assert events.count("model.promoted") == 2
+    assert events[-2:] == ["model.restored", "release.rolled_back"]
+
+
+def test_what_harms_in_shadow_never_gets_a_caller(line):
+    line.up()
+    found = {}
+
+    def turn(control):
+        if control.release.state is State.SHADOW:
+            line.behave(online)
+
+    with line.traffic() as traffic:
+        for online in ("error", "slow", "shift", "exit"):
+            line.behave("good")
+            release = line.release(version="2", look=turn)
+            found[online] = (way(release)[1:], release.history[-1].reason)
+            assert line.aliases["champion"] == "1"
+            assert (line.shares, entities(line)) == ({"v1": 100}, {"v1"})
+
+    for steps, _ in found.values():
+        assert steps == [("shadow", 100), ("rolled_back", 0)]
+    assert "error rate: harm above 0 is shown" in found["error"][1]
+    assert "latency: harm above 3 is shown" in found["slow"][1]
+    assert "scores: a distance of more than 0.2 from 0 is shown" in found["shift"][1]
+    assert "worker" in found["exit"][1]
+    assert traffic.failed == 0
+    assert set(traffic.versions) == {"1"}
+    with pytest.raises(ReleaseError, match="was rolled back already"), controlled(line.platform, line.loaded):
+        pass
+
+
+def test_a_challenger_that_turns_bad_among_callers_is_rolled_back(line):
+    line.plan(strategy="canary")
+    line.up()
+
+    def turn(control):
+        if control.release.state is State.CANARY and control.look:
+            line.behave("error")
+
+    with line.traffic() as traffic:
+        release = line.release(look=turn)
+
+    assert way(release)[-1] == ("rolled_back", 0)
+    assert "error rate" in release.history[-1].reason
+    assert line.shares == {"v1": 100}
+    # Errors of the model itself reach the callers that it had; the rollback adds none.
+    assert set(traffic.statuses) <= {200, 500}
+    assert seconds_back(release) > 0
+
+
+def test_a_challenger_that_dies_among_callers_is_rolled_back(line):
+    line.plan(strategy="canary", steps=[{"percentage": 50, "minimum_requests": 40, "maximum_seconds": 60}])
+    line.up()
+
+    def kill(control):
+        if control.release.state is State.CANARY and control.look:
+            workers = line.platform.data_plane.status()["endpoints"]["small"]["entities"]
+            pid = next(one for one in workers if one["name"] == "v2")["workers"][0]["pid"]
+            os.kill(pid, signal.SIGKILL)
+
+    with line.traffic():
+        release = line.release(look=kill)
+
+    assert way(release)[-1] == ("rolled_back", 0)
+    assert "worker" in release.history[-1].reason
+    assert line.shares == {"v1": 100}
+
+
+def test_without_traffic_there_is_no_verdict_and_no_promotion(line):
+    line.plan(shadow={"minimum_requests": 40, "maximum_seconds": 2})
+    line.up()
+
+    release = line.release()
+
+    assert way(release)[-1] == ("rolled_back", 0)
+    assert "no verdict after 2 s: 0 of 40 requests" in release.history[-1].reason
+    assert (line.aliases["champion"], line.shares) == ("1", {"v1": 100})
+
+
+def test_labels_that_come_late_take_a_promotion_back(line, tmp_path):
+    document = line.loaded.spec.release.model_dump(mode="json")["analysis"]
+    quality = {"loss": "zero_one", "effect": 0.5, "tolerated": 0.05, "minimum_labels": 30}
+    line.plan(analysis=document | {"scores": None, "quality": quality})
+    line.up()
+    line.behave("worse")
+
+    with line.traffic() as traffic:
+        release = line.release()
+    promoted = release.state
+    path = tmp_path / "labels.csv"
+    with path.open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["request_id", "label"])
+        writer.writerows([request, str(label).lower()] for request, label in traffic.asked.items())
+    add_labels(line.platform, line.loaded, path)
+    with controlled(line.platform, line.loaded, old=True) as control:
+        control.step()
+        watched = control.release
+
+    assert promoted is State.PROMOTED
+    assert watched.state is State.ROLLED_BACK
+    assert "quality: harm above 0.05 is shown" in watched.history[-1].reason
+    assert line.aliases == {"champion": "1"}
+    assert line.shares == {"v1": 100}
+
+
+def test_blue_green_gives_all_callers_at_once_and_compares_with_copies(line):
+    line.plan(strategy="blue_green")
+    line.up()
+
+    with line.traffic() as traffic:
+        release = line.release()
+
+    assert way(release) == [("approved", 0), ("canary", 100), ("promoted", 100)]
+    assert traffic.failed == 0
+    assert line.shares == {"v2": 100}
