@@ -1,6 +1,10 @@
-"""What all tests share: quiet libraries, and a platform in a folder of the test's own."""
+"""What all tests share: quiet libraries, a platform in a folder of the test's own, and what is made once for all."""
 
+import fcntl
 import os
+import shutil
+import sqlite3
+from contextlib import closing
 
 os.environ.update(
     {
@@ -27,3 +31,62 @@ def platform(tmp_path):
         allow_dirty_tree=True,
     )
     return LocalPlatform(environment, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Makes a folder once for all workers: `once(name, make)` has `make(folder)` fill it, and returns it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name, make):
+        folder = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "made").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                (folder / "made").touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(once):
+    """An MLflow database with its tables made, to be copied: making them takes seconds."""
+
+    def make(folder):
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    return once("mlflow_template", make) / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def copy_data_root():
+    """Copies a whole data root, with MLflow's absolute addresses put right: `copy_data_root(root, target)`."""
+
+    def copy(root, target):
+        from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+        shutil.copytree(root, target, dirs_exist_ok=True)
+        with closing(sqlite3.connect(target / "mlflow.db")) as database:
+            for table, column in (
+                ("experiments", "artifact_location"),
+                ("runs", "artifact_uri"),
+                ("logged_models", "artifact_location"),
+                ("model_versions", "source"),
+                ("model_versions", "storage_location"),
+            ):
+                database.execute(
+                    f"update {table} set {column} = replace({column}, ?, ?)", (f"{root}/", f"{target}/")
+                )
+            database.commit()
+        # MLflow remembers where the files of a run are, by the run's id alone.
+        _artifact_repos_cache.clear()
+
+    return copy

@@ -1,6 +1,5 @@
 """A real registry with a small real model in it, and a real data plane over it, for tests of the whole."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -65,22 +64,18 @@ leave(0)
 
 
 @pytest.fixture(scope="session")
-def registered(tmp_path_factory):
+def registered(once, mlflow_template):
     """A data root with version 1 of a small model, champion of its registry, made by the line itself, once for all."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / "registered"
-    with (shared / "registered.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "made").exists():
-            make_registered(folder)
-            (folder / "made").touch()
-    return folder
+
+    def make(folder):
+        (folder / "home" / "data").mkdir(parents=True)
+        shutil.copy(mlflow_template, folder / "home" / "data" / "mlflow.db")
+        make_registered(folder)
+
+    return once("registered", make)
 
 
 def make_registered(folder):
-    folder.mkdir(exist_ok=True)
     (folder / "model.yaml").write_text(SPEC)
     (folder / "env.yaml").write_text(ENVIRONMENT)
     rows = ["id,a,b,ward,sick"]

@@ -138,7 +138,7 @@ def with_personal_slices(loaded):
 
 
 @pytest.fixture(scope="session")
-def finished_training(tmp_path_factory):
+def finished_training(tmp_path_factory, mlflow_template):
     """A contract, a search, an evaluation against a champion, and the gates, on 569 rows."""
     from deployments.spec import load_spec
     from tasks.champion import ChampionRef
@@ -156,6 +156,8 @@ def finished_training(tmp_path_factory):
     environment = Environment(
         name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
     )
+    (folder / "data").mkdir()
+    shutil.copy(mlflow_template, folder / "data" / "mlflow.db")
     platform = LocalPlatform(environment, folder / "data")
     loaded = with_personal_slices(load_spec(folder / "model.yaml"))
     spec, moment = loaded.spec, datetime(2026, 1, 1, tzinfo=UTC)
@@ -458,16 +460,6 @@ def single_threads():
         yield
 
 
-@pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory):
-    """An MLflow database with its tables made, to be copied: making them takes seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def tracked(platform, mlflow_template):
     """The test's platform, its MLflow database ready."""
@@ -685,35 +677,19 @@ def train_line(folder, platform, target="integer", change=None):
     return Line(loaded, platform, (table,), table.silver, parts, run, leaderboard, trained)
 
 
-def moved(platform, root):
-    """A copy of a platform's whole data root, with MLflow's absolute addresses put right."""
-    import shutil
-    import sqlite3
+@pytest.fixture(scope="session")
+def moved_platform(copy_data_root):
+    """Makes copies of a platform: `moved_platform(platform, root)` has all that the platform has, under that root."""
 
-    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+    def moved(platform, root):
+        copy_data_root(platform.root, root)
+        return LocalPlatform(platform.environment, root)
 
-    shutil.copytree(platform.root, root)
-    database = sqlite3.connect(root / "mlflow.db")
-    for table, column in (
-        ("experiments", "artifact_location"),
-        ("runs", "artifact_uri"),
-        ("logged_models", "artifact_location"),
-        ("model_versions", "source"),
-        ("model_versions", "storage_location"),
-    ):
-        database.execute(
-            f"update {table} set {column} = replace({column}, ?, ?)",
-            (f"{platform.root}/", f"{root}/"),
-        )
-    database.commit()
-    database.close()
-    # MLflow remembers where the files of a run are, by the run's id alone.
-    _artifact_repos_cache.clear()
-    return LocalPlatform(platform.environment, root)
+    return moved
 
 
 @pytest.fixture(scope="session")
-def first_line(tmp_path_factory):
+def first_line(tmp_path_factory, mlflow_template):
     """A first version, judged by its gates; nothing is registered. Not to be written to: ask for `line`."""
     from tasks.champion import NoChampionYet
     from tasks.evaluate import evaluate_challenger
@@ -723,6 +699,8 @@ def first_line(tmp_path_factory):
     environment = Environment(
         name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
     )
+    (folder / "data").mkdir()
+    shutil.copy(mlflow_template, folder / "data" / "mlflow.db")
     line = train_line(folder, LocalPlatform(environment, folder / "data"))
     evaluation = evaluate_challenger(
         line.loaded,
@@ -738,15 +716,9 @@ def first_line(tmp_path_factory):
 
 
 @pytest.fixture
-def line(first_line, tmp_path):
+def line(first_line, moved_platform, tmp_path):
     """The first version with a data root of the test's own."""
-    return replace(first_line, platform=moved(first_line.platform, tmp_path / "data"))
-
-
-@pytest.fixture(scope="session")
-def moved_platform():
-    """`moved`, for tests that want several copies."""
-    return moved
+    return replace(first_line, platform=moved_platform(first_line.platform, tmp_path / "data"))
 
 
 @pytest.fixture(name="patients", scope="session")

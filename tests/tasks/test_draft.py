@@ -1,6 +1,7 @@
 """Drafts: what is seen in a file, what is made of it, and that the outcome loads and trains as it stands."""
 
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -103,11 +104,13 @@ def sample(name: str, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared_platform(tmp_path_factory: pytest.TempPathFactory) -> LocalPlatform:
+def shared_platform(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> LocalPlatform:
     environment = Environment(
         name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
     )
-    return LocalPlatform(environment, tmp_path_factory.mktemp("platform"))
+    root = tmp_path_factory.mktemp("platform")
+    shutil.copy(mlflow_template, root / "mlflow.db")
+    return LocalPlatform(environment, root)
 
 
 def validated(loaded: LoadedSpec, platform: LocalPlatform) -> TableResult:
