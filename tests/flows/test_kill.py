@@ -1,9 +1,12 @@
+import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from deployments.environment import load_environment
+from flows.lifecycle import LifecycleOutcome
 from platforms import platform_for
 from tasks.evidence import bundles, verify_bundle
 from tasks.register import ledger_of
@@ -32,26 +35,23 @@ TASKS = (
 
 
 def test_a_run_killed_after_every_task_in_turn_ends_like_one_that_was_not(
-    command_line, make_model, home, tmp_path
+    command_line, promoted_once, home, tmp_path
 ):
-    model = make_model("binary")
-    undisturbed = command_line(
-        "run", "--model", model, "--json", CONTENDER_HOME=str(tmp_path / "undisturbed")
-    )
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    model = shutil.copytree(promoted_once / "binary_model", tmp_path / "binary_model") / "model.yaml"
 
-    for task in TASKS:
-        killed = command_line(task, "run", "--model", model, program=(KILLER,))
-        assert killed.returncode == -signal.SIGKILL, f"{task} was not there to be killed: {killed.stderr}"
-    finished = command_line("run", "--model", model, "--json")
+    done = command_line(",".join(TASKS), "run", "--model", model, "--json", program=(KILLER,))
 
-    assert finished.returncode == 0, finished.stderr
-    expected, found = undisturbed.json(), finished.json()
-    assert found["trained"]["trained"]["digest"] == expected["trained"]["trained"]["digest"]
-    assert found["trained"]["evaluation"]["metrics"] == expected["trained"]["evaluation"]["metrics"]
-    assert found["trained"]["gold"]["digest"] == expected["trained"]["gold"]["digest"]
-    assert found["champion"]["version"] == expected["champion"]["version"] == "1"
-    assert found["scored"]["mean_score"] == expected["scored"]["mean_score"]
+    assert done.returncode == 0, done.stderr
+    *last, ended = done.stdout.strip().splitlines()
+    killed = dict(zip((*TASKS, "nothing"), json.loads(ended), strict=True))
+    assert killed == dict.fromkeys(TASKS, -signal.SIGKILL) | {"nothing": 0}, done.stderr
+    found = LifecycleOutcome.model_validate_json(last[-1])
+    expected = LifecycleOutcome.model_validate_json((promoted_once / "outcome.json").read_bytes())
+    assert found.trained.trained.digest == expected.trained.trained.digest
+    assert found.trained.evaluation.metrics == expected.trained.evaluation.metrics
+    assert found.trained.gold.digest == expected.trained.gold.digest
+    assert found.champion.version == expected.champion.version == "1"
+    assert found.scored.mean_score == expected.scored.mean_score
     _assert_nothing_is_doubled(home)
 
 

@@ -257,64 +257,59 @@ def test_a_run_that_is_done_is_not_opened_again(make_line):
 
 
 KILL_ONE_WRITE = """
-import os, signal, sys
-from mlflow import MlflowClient
-plain, last = MlflowClient.__dict__, sys.argv[3]
-def killing(name):
-    work = plain[name]
-    def write(*arguments, **named):
-        result = work(*arguments, **named)
-        if name == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return write
-if last in plain:
-    setattr(MlflowClient, last, killing(last))
-import importlib.util
+import importlib.util, os, signal, sys
 from pathlib import Path
+import matplotlib.figure, mlflow.pyfunc, mlflow.sklearn, skops.io, sklearn.linear_model, sklearn.tree
+from mlflow import MlflowClient
 described = importlib.util.spec_from_file_location("shared", sys.argv[1])
 shared = importlib.util.module_from_spec(described); sys.modules["shared"] = shared
 described.loader.exec_module(shared)
 from deployments.spec import load_spec
-environment = shared.Environment(
-    name="dev", platform=shared.LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
-)
-folder = Path(sys.argv[2])
-platform = shared.LocalPlatform(environment, folder / "data")
-line = shared.line_over(platform, load_spec(folder / "spec" / "model.yaml"), shared.fruit_rows())
-run = line.open()
-trained = line.train(run)
-line.evaluate(run, trained)
-print(run.run_id, trained.digest)
+
+def kill_after(name):
+    plain = getattr(MlflowClient, name)
+    def write(*arguments, **named):
+        plain(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGKILL)
+    setattr(MlflowClient, name, write)
+
+def go():
+    environment = shared.Environment(
+        name="dev", platform=shared.LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
+    )
+    folder = Path(sys.argv[2])
+    platform = shared.LocalPlatform(environment, folder / "data")
+    line = shared.line_over(platform, load_spec(folder / "spec" / "model.yaml"), shared.fruit_rows())
+    run = line.open()
+    trained = line.train(run)
+    line.evaluate(run, trained)
+    print(run.run_id, trained.digest, flush=True)
+
+# Each is a process of its own, forked from one that has imported what they all need.
+for write in (*sys.argv[3:], None):
+    child = os.fork()
+    if not child:
+        if write:
+            kill_after(write)
+        go()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.slow
 def test_a_process_killed_for_real_leaves_nothing_doubled(make_line, binary_line, tmp_path):
     line = make_line()
-    printed = []
+    shared = Path(__file__).with_name("conftest.py")
+    command = [sys.executable, "-c", KILL_ONE_WRITE, shared, tmp_path, "log_model_artifacts", "log_figure"]
 
-    for last in ("log_model_artifacts", "log_figure", "nothing"):
-        asked = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                KILL_ONE_WRITE,
-                str(Path(__file__).with_name("conftest.py")),
-                tmp_path,
-                last,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=ROOT,
-        )
-        printed.append((asked.returncode, asked.stdout.split()))
+    asked = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
-    assert [code for code, _ in printed] == [-9, -9, 0], asked.stderr
-    assert printed[-1][1][1] == binary_line.trained.digest
+    assert asked.returncode == 0, asked.stderr
+    *killed, made, ended = asked.stdout.splitlines()
+    assert (killed, ended) == (["-9", "-9"], "0"), asked.stderr
     parents = [one for one in runs_of(line) if "mlflow.parentRunId" not in one.data.tags]
-    assert [one.info.run_id for one in parents] == printed[-1][1][:1]
+    assert [[one.info.run_id, binary_line.trained.digest] for one in parents] == [made.split()]
     assert len(runs_of(line)) == 3
     assert len(logged_models_of(line)) == 1
 
