@@ -1,28 +1,38 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pandas as pd
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_prints_its_result_as_json_on_standard_output_alone(command_line, make_model):
-    done = command_line("run", "--model", make_model("binary"), "--json")
+def test_without_any_server_a_run_ends_with_a_champion_and_prints_its_result_alone(
+    command_line, make_model, tmp_path
+):
+    model, bare = make_model("regression"), tmp_path / "bare"
+
+    done = command_line("run", "--model", model, "--json", CONTENDER_HOME=str(bare), PREFECT_API_URL="")
 
     assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert len(done.stdout.strip().splitlines()) == 1
     found = done.json()
     assert found["champion"]["aliases"] == ["champion"]
+    assert found["trained"]["model"] == "regression_model"
     assert {result["verdict"] for result in found["trained"]["gates"]["results"]} == {"pass"}
-    assert len(done.stdout.strip().splitlines()) == 1
+    scored = pd.read_parquet(found["scored"]["output"])
+    assert len(scored) == found["scored"]["scored_rows"] == found["trained"]["gold"]["rows"] == 442
+    assert set(scored["model_version"]) == {"1"}
 
 
-def test_a_run_prints_a_summary_for_people(command_line, make_model):
-    done = command_line("run", "--model", make_model("binary"))
+def test_a_process_ends_with_the_exit_code_and_one_sentence(command_line):
+    done = command_line("spec", "check", "nowhere.yaml")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_prints_a_summary_for_people(commands, promoted):
+    done = commands("run", "--model", promoted.model)
 
     assert done.returncode == 0, done.stderr
     for said in (
@@ -38,13 +48,13 @@ def test_a_run_prints_a_summary_for_people(command_line, make_model):
     assert "Traceback" not in done.stderr
 
 
-def test_a_refused_gate_ends_with_three_and_shows_why(command_line, make_model):
+def test_a_refused_gate_ends_with_three_and_shows_why(commands, make_model):
     def ask_too_much(spec):
         spec["gates"].append({"kind": "metric", "metric": "brier", "max": 0.000001})
 
     model = make_model("binary", ask_too_much)
-    told = command_line("train", "--model", model)
-    as_json = command_line("train", "--model", model, "--json")
+    told = commands("train", "--model", model)
+    as_json = commands("train", "--model", model, "--json")
 
     assert told.returncode == as_json.returncode == 3
     assert "metric brier" in told.stdout
@@ -62,12 +72,11 @@ def test_a_refused_gate_ends_with_three_and_shows_why(command_line, make_model):
         (["train", "--model", "churn", "--source", "x.csv"], "TABLE=PATH"),
         (["score", "--model", "churn"], "no champion yet"),
         (["train", "--modl", "churn"], "No such option"),
-        (["spec", "check", "nowhere.yaml"], "there is no such file"),
         (["spec", "schema", "modl"], "there is no schema of 'modl'"),
     ],
 )
-def test_bad_arguments_end_with_two_and_a_sentence(command_line, arguments, said):
-    done = command_line(*arguments)
+def test_bad_arguments_end_with_two_and_a_sentence(commands, arguments, said):
+    done = commands(*arguments)
 
     assert done.returncode == 2, done.stderr
     assert said in " ".join(done.stderr.split())
@@ -75,20 +84,20 @@ def test_bad_arguments_end_with_two_and_a_sentence(command_line, arguments, said
     assert done.stdout == ""
 
 
-def test_an_error_is_json_too_when_asked_for(command_line):
-    done = command_line("score", "--model", "churn", "--json")
+def test_an_error_is_json_too_when_asked_for(commands):
+    done = commands("score", "--model", "churn", "--json")
 
     assert done.returncode == 2
     assert done.json()["exit_code"] == 2
     assert "no champion yet" in done.json()["error"]
 
 
-def test_a_spec_with_mistakes_is_told_all_of_them_by_line(command_line, make_model):
+def test_a_spec_with_mistakes_is_told_all_of_them_by_line(commands, make_model):
     model = make_model("binary")
     text = model.read_text().replace("min_rows", "min_row").replace("purpose", "purpos")
     model.write_text(text)
 
-    done = command_line("spec", "check", model)
+    done = commands("spec", "check", model)
 
     assert done.returncode == 2
     assert "did you mean 'min_rows'?" in done.stderr
@@ -96,81 +105,58 @@ def test_a_spec_with_mistakes_is_told_all_of_them_by_line(command_line, make_mod
     assert f"{model}:" in done.stderr.replace("\n", "")
 
 
-def test_a_drafted_spec_trains_as_it_stands(command_line, make_model, tmp_path):
+def test_a_drafted_spec_checks_as_it_stands(commands, make_model, tmp_path):
     data = make_model("multiclass").parent / "data.csv"
 
-    drafted = command_line("spec", "init", "wine", "--from", data, "--target", "target", "--folder", tmp_path)
-    checked = command_line("spec", "check", tmp_path / "wine" / "model.yaml")
-    trained = command_line("train", "--model", tmp_path / "wine" / "model.yaml", "--json")
+    drafted = commands("spec", "init", "wine", "--from", data, "--target", "target", "--folder", tmp_path)
+    checked = commands("spec", "check", tmp_path / "wine" / "model.yaml", "--json")
 
     assert drafted.returncode == 0, drafted.stderr
     assert checked.returncode == 0, checked.stderr
-    assert trained.returncode in {0, 3}, trained.stderr
-    assert trained.json()["gold"]["rows"] == 178
+    assert checked.json()["model"] == "wine"
 
 
-def test_the_schema_is_json_schema(command_line):
-    done = command_line("spec", "schema")
+def test_the_schema_is_json_schema(commands):
+    done = commands("spec", "schema")
 
     assert done.returncode == 0
     assert done.json()["properties"]["contract"]
 
 
-def test_scores_are_written_once_and_never_over_anything(command_line, make_model, tmp_path):
-    model = make_model("binary")
-    assert command_line("run", "--model", model).returncode == 0
+def test_scores_are_written_once_and_never_over_anything(commands, promoted, tmp_path):
     output = tmp_path / "scores.csv"
-    batch = model.parent / "data.csv"
+    batch = promoted.model.parent / "data.csv"
+    asked = ("score", "--model", promoted.model, "--input", batch, "--output", output)
 
-    first = command_line("score", "--model", model, "--input", batch, "--output", output, "--json")
-    again = command_line("score", "--model", model, "--input", batch, "--output", output, "--json")
+    first = commands(*asked, "--json")
+    again = commands(*asked, "--json")
     output.write_text("something else")
     (tmp_path / "scores.csv.manifest.json").unlink()
-    refused = command_line("score", "--model", model, "--input", batch, "--output", output)
+    refused = commands(*asked)
 
     assert first.returncode == 0, first.stderr
     assert first.json()["scored_rows"] == len(pd.read_csv(batch))
+    assert first.json()["unchanged"] is False
     assert again.json()["unchanged"] is True
     assert refused.returncode == 2
     assert "never written over" in refused.stderr
     assert output.read_text() == "something else"
 
 
-def test_the_audit_finds_a_changed_line_and_a_changed_file(command_line, make_model, home):
-    assert command_line("run", "--model", make_model("binary")).returncode == 0
-    clean = command_line("audit", "verify", "--json")
-    shown = command_line("audit", "show", "--json")
+def test_the_audit_finds_a_changed_line_and_a_changed_file(commands, promoted, home):
+    clean = commands("audit", "verify", "--json")
+    shown = commands("audit", "show", "--json")
 
     page = next((home / "dev" / "evidence").rglob("gates.json"))
     page.write_text(page.read_text().replace("pass", "Pass"))
     ledger = home / "dev" / "ledger" / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace("model.promoted", "model.Promoted"))
-    found = command_line("audit", "verify", "--json")
+    found = commands("audit", "verify", "--json")
 
     assert clean.returncode == 0
-    assert clean.json() == {"entries": 4, "bundles": 1, "problems": []}
+    assert clean.json() == {"entries": 4, "bundles": 1, "releases": 0, "problems": []}
     assert [entry["event"] for entry in shown.json()][-1] == "model.promoted"
     assert found.returncode == 1
     said = "\n".join(found.json()["problems"])
     assert "gates.json: changed" in said
     assert "ledger: " in said
-
-
-def test_without_any_server_the_line_runs_all_the_same(make_model, home, tmp_path):
-    import os
-
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.run", "run", "--model", str(make_model("regression")), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**environment, "CONTENDER_HOME": str(home)},
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["trained"]["model"] == "regression_model"
-    assert "Error" not in done.stderr
