@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ class Registry:
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory):
+def registry(tmp_path_factory, mlflow_template):
     from threadpoolctl import threadpool_limits
 
     from deployments.spec import load_spec
@@ -126,6 +127,8 @@ def registry(tmp_path_factory):
     environment = Environment(
         name="dev", platform=LocalPlatformConfig(data_root="data"), allow_dirty_tree=True
     )
+    (root / "data").mkdir()
+    shutil.copy(mlflow_template, root / "data" / "mlflow.db")
     platform = LocalPlatform(environment, root / "data")
     (root / "model.yaml").write_text(dedent(SPEC), encoding="utf-8")
     loaded = load_spec(root / "model.yaml")
@@ -430,7 +433,7 @@ def test_an_input_that_is_no_plain_column_is_refused(inputs, problem):
 # The command ------------------------------------------------------------------------------------------------
 
 
-def command(registry, folder, given, **changed):
+def arguments(registry, folder, given, **changed):
     addresses = registry.platform.mlflow
     asked = {
         "name": registry.name,
@@ -441,21 +444,16 @@ def command(registry, folder, given, **changed):
         "settings": str(given),
         "allowed-packages": "sklearn",
     } | changed
-    return subprocess.run(
-        [sys.executable, "-m", "serving.fetch", *(part for k, v in asked.items() for part in (f"--{k}", v))],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    return [part for key, value in asked.items() for part in (f"--{key}", value)]
 
 
 @pytest.mark.slow
 def test_the_command_prints_one_line_of_json(registry, tmp_path):
     (tmp_path / "serving.json").write_text(Serving().model_dump_json())
+    command = [sys.executable, "-m", "serving.fetch"]
+    command += arguments(registry, tmp_path / "models", tmp_path / "serving.json")
 
-    done = command(registry, tmp_path / "models", tmp_path / "serving.json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
@@ -464,7 +462,6 @@ def test_the_command_prints_one_line_of_json(registry, tmp_path):
     assert file_digest(Path(said["folder"]) / "model" / "model.skops") == registry.trained.digest
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "code", "problem"),
     [
@@ -473,15 +470,18 @@ def test_the_command_prints_one_line_of_json(registry, tmp_path):
         ({"registry-uri": "http://127.0.0.1:1"}, 1, "cannot be asked"),
     ],
 )
-def test_the_command_says_in_a_sentence_what_is_wrong(registry, tmp_path, changed, code, problem):
+def test_the_command_says_in_a_sentence_what_is_wrong(registry, tmp_path, capsys, changed, code, problem):
     (tmp_path / "serving.json").write_text(Serving().model_dump_json())
+    given = arguments(registry, tmp_path / "models", tmp_path / "serving.json", **changed)
 
-    done = command(registry, tmp_path / "models", tmp_path / "serving.json", **changed)
+    with patch.dict(os.environ, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
+        returned = fetching.main(given)
 
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert problem in done.stderr
-    assert "Traceback" not in done.stderr
+    said = capsys.readouterr()
+    assert returned == code
+    assert said.out == ""
+    assert problem in said.err
+    assert len(said.err.strip().splitlines()) == 1
 
 
 # A version with an environment of its own -------------------------------------------------------------------

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from mlflow.deployments.cli import commands as deployments_cli
 from mlflow.exceptions import MlflowException
 
 from deployments.errors import BadInputError
@@ -539,15 +541,9 @@ def test_mlflows_own_command_line_creates_asks_and_deletes(plane):
     target = f"contender:{plane.root}"
 
     def mlflow(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "mlflow", "deployments", *arguments, "-t", target],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        done = CliRunner().invoke(deployments_cli, [*arguments, "-t", target])
+        assert done.exit_code == 0, done.output
+        return done.output
 
     mlflow("create", "--name", MODEL, "-m", f"models:/{MODEL}@champion")
     plane.client.wait(MODEL)
