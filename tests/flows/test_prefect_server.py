@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from prefect.workers.process import ProcessWorker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -62,7 +63,7 @@ def wait_until(found, seconds, what, log, process=None):
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, home):
     """The address of a server, and the environment in which commands reach it."""
     port = free_port()
     address = f"http://127.0.0.1:{port}/api"
@@ -70,9 +71,10 @@ def server(tmp_path):
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": address,
+        "OMP_NUM_THREADS": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "CONTENDER_HOME": str(tmp_path / "home"),
+        "CONTENDER_HOME": str(home),
         "PYTHONPATH": str(ROOT),
     }
     log = tmp_path / "server.log"
@@ -81,9 +83,24 @@ def server(tmp_path):
         yield address, environment, log
 
 
-def prefect(environment, *arguments):
+def asked(method, url, **body):
+    """What the server answers; anything but success fails the test."""
+    answer = httpx.request(method, url, json=body, timeout=30)
+    assert answer.is_success, f"{method} {url}: {answer.text}"
+    return answer.json() if answer.content else None
+
+
+def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its_artifacts(
+    server, make_model, tmp_path
+):
+    address, environment, log = server
+    model = str(make_model("binary", one_candidate))
+    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    template = ProcessWorker.get_default_base_job_template()
+    asked("POST", f"{address}/work_pools/", name="contender", type="process", base_job_template=template)
+
     done = subprocess.run(
-        [PREFECT, *arguments],
+        [PREFECT, "--no-prompt", "deploy", "--all"],
         env=environment,
         cwd=ROOT,
         capture_output=True,
@@ -91,21 +108,9 @@ def prefect(environment, *arguments):
         timeout=180,
         check=False,
     )
+
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its_artifacts(
-    server, make_model, tmp_path
-):
-    address, environment, log = server
-    model = str(make_model("binary"))
-    declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    prefect(environment, "work-pool", "create", "contender", "--type", "process")
-
-    prefect(environment, "--no-prompt", "deploy", "--all")
-
-    deployed = httpx.post(f"{address}/deployments/filter", json={}).json()
+    deployed = asked("POST", f"{address}/deployments/filter")
     assert len(deployed) == len(declared["deployments"])
     by_flow = {item["entrypoint"]: item for item in deployed}
     train = by_flow["flows/train.py:train"]
@@ -113,39 +118,43 @@ def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its
     assert {"model", "env", "source", "as_of", "force"} <= set(parameters)
     assert parameters["model"]["description"]
 
-    prefect(environment, "deployment", "schedule", "clear", "-y", "train/churn-dev")
-    prefect(environment, "deployment", "schedule", "create", "train/churn-dev", "--interval", "3600")
+    (weekly,) = train["schedules"]
+    schedule = f"{address}/deployments/{train['id']}/schedules/{weekly['id']}"
+    asked("PATCH", schedule, active=True)
     scheduled = {
         "deployments": {"id": {"any_": [train["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
     wait_until(
-        lambda: httpx.post(f"{address}/flow_runs/filter", json=scheduled).json(),
+        lambda: asked("POST", f"{address}/flow_runs/filter", **scheduled),
         90,
         "a run made by the schedule",
         log,
     )
-    prefect(environment, "deployment", "schedule", "clear", "-y", "train/churn-dev")
+    asked("PATCH", schedule, active=False)
 
-    asked = httpx.post(
-        f"{address}/deployments/{by_flow['flows/lifecycle.py:lifecycle']['id']}/create_flow_run",
-        json={"parameters": {"model": model, "env": "dev"}, "state": {"type": "SCHEDULED"}},
-    ).json()
+    run_of = by_flow["flows/lifecycle.py:lifecycle"]["id"]
+    wanted = {"parameters": {"model": model, "env": "dev"}, "state": {"type": "SCHEDULED"}}
+    made = asked("POST", f"{address}/deployments/{run_of}/create_flow_run", **wanted)
     worker_log = tmp_path / "worker.log"
     command = (PREFECT, "worker", "start", "--pool", "contender")
     with background(*command, environment=environment, log=worker_log) as worker:
 
         def ended():
-            run = httpx.get(f"{address}/flow_runs/{asked['id']}").json()
+            run = asked("GET", f"{address}/flow_runs/{made['id']}")
             return run if run["state_type"] in {"COMPLETED", "FAILED", "CRASHED"} else None
 
         run = wait_until(ended, 300, "the deployed run's end", worker_log, worker)
 
     assert run["state_type"] == "COMPLETED", worker_log.read_text()[-3000:]
-    artifacts = httpx.post(f"{address}/artifacts/filter", json={"limit": 100}).json()
+    artifacts = asked("POST", f"{address}/artifacts/filter", limit=100)
     kept = {item["key"]: item for item in artifacts if item["key"]}
     assert {
         f"binary-model-{name}" for name in ("contract", "leaderboard", "metrics", "gates", "links")
     } <= set(kept)
     gates = json.loads(kept["binary-model-gates"]["data"])
     assert {row["verdict"] for row in gates} == {"pass"}
+
+
+def one_candidate(spec):
+    del spec["training"]["candidates"][1:]
