@@ -172,8 +172,10 @@ def test_an_environment_that_wants_approvals_promotes_nothing_without_them(make_
 
 @pytest.mark.parametrize("runner", ["processes", "dask"])
 def test_candidates_train_the_same_in_processes_and_on_dask(
-    promoted, make_model, home, furnish, tmp_path, runner
+    promoted, make_model, home, furnish, tmp_path, monkeypatch, prefect_server, runner
 ):
+    # A worker process that finds no server would start one, which outlives it where the worker is killed.
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     environment = tmp_path / "other.yaml"
     environment.write_text(
         "name: other\n"
