@@ -211,6 +211,9 @@ class Environment(Declared):
         ("sklearn",),
         description="Packages that candidates, and the types inside saved models, may come from.",
     )
+    notify: tuple[str, ...] = Field(
+        (), description="Prefect notification blocks that are told of releases, as slack-webhook/releases."
+    )
     task_runner: TaskRunnerConfig = ThreadRunner()
     budget: Budget = Budget()
     serving: Serving = Serving()

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deployments.declared import Declared
 from deployments.errors import ContenderError
+from flows.notify import Notifier
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from tasks.decide import Action, Close, Wait, stages
@@ -98,9 +99,14 @@ def release(model: str, env: str = "dev", version: str | None = None) -> Release
     newest = ReleaseStore(platform, loaded.name).newest()
     watched = newest is not None and newest.state is State.PROMOTED and not newest.closed
     nothing_new = version is None and watched and not _has_challenger(platform, loaded.name)
-    with controlled(platform, loaded, version, old=nothing_new) as control:
+    with (
+        controlled(platform, loaded, version, old=nothing_new) as control,
+        viewed_by(Notifier(control.release, platform.environment.notify)),
+    ):
         if nothing_new:
-            task(name="watch labels", task_run_name="watch labels", cache_policy=NO_CACHE)(control.step)()
+            task(name="watch labels", task_run_name="watch labels", cache_policy=NO_CACHE)(_look_once)(
+                _Held(control)
+            )
         while not control.ended:
             name = _stage_name(control.release)
             task(name=name, task_run_name=name, cache_policy=NO_CACHE)(_carry_on)(_Held(control))
@@ -137,6 +143,13 @@ def _stage_name(release: Release) -> str:
         )
         return f"canary {stage.percentage} %"
     return {State.PROPOSED: "approve", State.APPROVED: "start"}.get(release.state, str(release.state))
+
+
+def _look_once(held: _Held) -> None:
+    """Look, act, and show both."""
+    action = held.control.step()
+    for view in _views:
+        view(held.control, action)
 
 
 def _carry_on(held: _Held) -> None:

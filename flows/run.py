@@ -31,8 +31,8 @@ from flows.settings import settle
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from platforms.platform import Platform
     from flows.release import ReleaseOutcome
+    from platforms.platform import Platform
     from tasks.outcome import TrainOutcome
 
 R = TypeVar("R")

@@ -1,7 +1,7 @@
-"""The data plane, for programs: `python -m serving` with up, down, status, shift or callers; each prints one
-JSON line.
+"""The data plane, for programs: `python -m serving` with up, down, status, shift or callers.
 
-Exit codes are the command line's own: 0, 1 for what broke, 2 for bad input; errors are a sentence on standard error.
+Each prints one JSON line. Exit codes are the command line's own: 0, 1 for what broke, 2 for bad input; errors are a
+sentence on standard error.
 """
 
 import json

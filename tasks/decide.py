@@ -36,9 +36,9 @@ class Observation:
     `approvals` is PASS where all that are asked for stand, FAIL where somebody entitled has refused. `ready` says
     whether the challenger has a worker that answers, `unready` why it has none, `restarts` how many of its workers
     ended by themselves since the state was entered. `requests` are those of each arm since then, challenger first;
-    `analysis` is the verdict over all tests, and `findings` says why in words. `champion_stands` says whether the champion is still the one
-    that the release would replace, and the challenger still the file that the gates saw; `changed` says what is
-    not. `wish` is what a person asks for, and `unavailable` what cannot be asked.
+    `analysis` is the verdict over all tests, and `findings` says why in words. `champion_stands` says whether the
+    champion is still the one that the release would replace, and the challenger still the file that the gates
+    saw; `changed` says what is not. `wish` is what a person asks for, and `unavailable` what cannot be asked.
     """
 
     at: datetime

@@ -93,6 +93,7 @@ def begin(
                 f"version {newest.challenger.version} of {newest.challenger.name} is being released; "
                 "roll it back, or wait for it to end"
             )
+        _write_start(platform, newest)
         return newest
     ref = _wanted(platform, loaded.name, version)
     if (
@@ -125,7 +126,7 @@ def begin(
     tags = Tracking(platform).client.get_model_version(ref.name, ref.version).tags
     now = datetime.now(UTC)
     release = Release(
-        id=f"{ref.name}-{ref.version}-{now:%Y%m%dt%H%M%S}".lower(),
+        id=f"{ref.name}-{ref.version}-{now:%Y%m%dt%H%M%S}{now.microsecond // 1000:03}".lower(),
         model=loaded.name,
         environment=platform.environment.name,
         endpoint=platform.endpoint(loaded.name),
@@ -146,8 +147,14 @@ def begin(
     if newest is not None and not newest.closed:
         store.save(newest.model_copy(update={"closed": True}))
     store.save(release)
-    _write(platform, release, "release.started", {"replaces": champion.version if champion else None})
+    _write_start(platform, release)
     return release
+
+
+def _write_start(platform: Platform, release: Release) -> None:
+    """The ledger's first entry of a release; one that was killed before it has it written by the next."""
+    replaces = release.champion.version if release.champion else None
+    _write(platform, release, "release.started", {"replaces": replaces})
 
 
 def _wanted(platform: Platform, model: str, version: str | None) -> ChampionRef:

@@ -21,7 +21,7 @@ class Chameleon(LogisticRegression):
         path = os.environ.get(BEHAVIOUR)
         behaviour = Path(path).read_text().strip() if path and self.C == CHALLENGER else "good"
         if behaviour == "error":
-            raise ValueError("the chameleon was told to fail")
+            raise RuntimeError("the chameleon was told to fail")
         if behaviour == "exit":
             os._exit(9)
         if behaviour == "slow":

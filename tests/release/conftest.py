@@ -23,8 +23,11 @@ from deployments.environment import Environment
 from deployments.spec import LoadedSpec, load_spec
 from platforms.local import LocalPlatform
 from serving import control
+from tasks.register import ledger_of
 from tasks.release_control import controlled
 from tasks.release_record import ReleaseStore
+from tasks.serve import serve_champion
+from tasks.tracking import Tracking
 from tests.release.chameleon import BEHAVIOUR, CHALLENGER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,8 +212,7 @@ class Line:
         self.loaded = load_spec(self.spec)
 
     def up(self):
-        from tasks.serve import serve_champion
-
+        """The data plane, without an MLflow server, and the champion behind its endpoint."""
         addresses = self.platform.mlflow
         control.up(
             {
@@ -224,8 +226,7 @@ class Line:
                 "mlflow_artifacts": None,
             }
         )
-        served = serve_champion(self.platform, MODEL)
-        return self.platform.wait_for_endpoint(served.endpoint)
+        return self.platform.wait_for_endpoint(serve_champion(self.platform, MODEL).endpoint)
 
     @property
     def endpoint(self):
@@ -238,8 +239,6 @@ class Line:
 
     @property
     def aliases(self):
-        from tasks.tracking import Tracking
-
         registered = Tracking(self.platform).client.get_registered_model(
             self.platform.registered_model(MODEL)
         )
@@ -250,8 +249,6 @@ class Line:
         return ReleaseStore(self.platform, MODEL)
 
     def events(self):
-        from tasks.register import ledger_of
-
         return [entry.event for entry in ledger_of(self.platform).entries(MODEL)]
 
     @contextmanager

@@ -152,10 +152,13 @@ def test_labels_that_come_late_take_a_promotion_back(line, tmp_path):
     quality = {"loss": "zero_one", "effect": 0.5, "tolerated": 0.05, "minimum_labels": 30}
     line.plan(analysis=document | {"scores": None, "quality": quality})
     line.up()
-    line.behave("worse")
+
+    def turn(control):
+        if control.release.state is State.SHADOW:
+            line.behave("worse")
 
     with line.traffic() as traffic:
-        release = line.release()
+        release = line.release(look=turn)
     promoted = release.state
     path = tmp_path / "labels.csv"
     with path.open("w") as file:

@@ -1,0 +1,85 @@
+"""Notifications of a release: an event of Prefect's for each thing people wait for, and messages where asked for.
+
+Events go to the Prefect server that the run has, where automations may take them up. Messages go through Prefect's
+own notification blocks (Slack, Teams, e-mail, a webhook), to those that the environment names: by default to nobody.
+"""
+
+from typing import Any
+
+from prefect.events import emit_event
+from prefect.logging import get_logger
+
+from deployments.errors import first_line
+from tasks.decide import Action, Wait
+from tasks.release_control import Controller
+from tasks.release_record import Release, State
+from tasks.verdict import Verdict
+
+__all__ = ["Notifier"]
+
+_ENDS = {State.PROMOTED: "promoted", State.ROLLED_BACK: "rolled_back", State.REJECTED: "rejected"}
+
+
+class Notifier:
+    """Watches one release, and tells each thing once; a message that cannot be sent stops nothing."""
+
+    def __init__(self, release: Release, blocks: tuple[str, ...]) -> None:
+        self._blocks = blocks
+        self._told = len(release.history)
+        self._held = release.held
+        self._needs_approval = False
+        if not release.history:
+            self._tell(
+                release, "started", f"Version {release.challenger.version} begins its way to champion."
+            )
+
+    def __call__(self, control: Controller, action: Action) -> None:
+        """One look, and what was decided on it."""
+        release, seen = control.release, control.last
+        waits = isinstance(action, Wait) and release.state is State.PROPOSED
+        missing = "; ".join(seen.approvals_missing) if seen else ""
+        if waits and seen and seen.approvals is Verdict.INCONCLUSIVE and missing and not self._needs_approval:
+            self._needs_approval = True
+            self._tell(release, "needs_approval", f"Approvals are missing: {missing}.")
+        if release.held and release.held != self._held:
+            self._tell(release, "held", f"A person is asked: {release.held}.")
+        self._held = release.held
+        for done in release.history[self._told :]:
+            if done.state in _ENDS:
+                self._tell(release, _ENDS[done.state], done.reason)
+        self._told = len(release.history)
+
+    def _tell(self, release: Release, what: str, said: str) -> None:
+        emit_event(
+            f"contender.release.{what}",
+            resource={
+                "prefect.resource.id": f"contender.model.{release.environment}.{release.model}",
+                "prefect.resource.name": release.challenger.name,
+            },
+            payload={
+                "release": release.id,
+                "model": release.model,
+                "environment": release.environment,
+                "version": release.challenger.version,
+                "champion": release.champion.version if release.champion else None,
+                "state": str(release.state),
+                "reason": said,
+            },
+        )
+        subject = f"{release.challenger.name} version {release.challenger.version}: {what.replace('_', ' ')}"
+        for slug in self._blocks:
+            try:
+                _block(slug).notify(body=said, subject=subject)
+            except Exception as error:  # noqa: BLE001 - whatever the messenger lacks, the release goes on
+                get_logger("contender").warning("%s was not told: %s: %s", slug, subject, first_line(error))
+
+
+def _block(slug: str) -> Any:
+    """The notification block of that name, as `slack-webhook/releases`; its `notify` is synchronous here."""
+    from prefect.blocks.abstract import NotificationBlock
+    from prefect.blocks.core import Block
+
+    block = Block.load(slug)
+    if not isinstance(block, NotificationBlock):
+        raise TypeError(f"{slug} is no notification block")
+    return block

@@ -1,0 +1,225 @@
+"""A release that is cut short anywhere is taken up, or puts the champion back, and everything agrees in the end.
+
+The registry, the ledger, the records and the endpoint's desired state are real; nothing is up to serve it, and what
+would be observed of traffic is given. What real traffic does is in test_release.
+"""
+
+import multiprocessing
+from datetime import UTC, datetime
+
+import pytest
+
+from platforms.data_plane import LocalDataPlane
+from platforms.lock import BusyError
+from tasks import register, release_control
+from tasks.audit import audit_release
+from tasks.decide import Observation
+from tasks.ledger import Ledger
+from tasks.release_control import Controller, ReleaseError, controlled
+from tasks.release_record import ReleaseStore, State
+from tasks.rollback import roll_back
+from tasks.serve import serve_champion
+from tasks.verdict import Verdict
+
+
+class KilledError(BaseException):
+    """The process ends here; nothing of it is run any more."""
+
+
+def good(control, **changes):
+    return Observation(
+        **{
+            "at": datetime.now(UTC),
+            "approvals": Verdict.PASS,
+            "champion_stands": True,
+            "ready": True,
+            "requests": (500, 500),
+            "analysis": Verdict.PASS,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def observed(monkeypatch):
+    """Every look sees what is in the returned dictionary, by state; else that all is well."""
+    seen = {}
+
+    def observe(control):
+        wish = control._wish()
+        return good(control, **{**seen.get(control.release.state, {}), **wish})
+
+    monkeypatch.setattr(Controller, "observe", observe)
+    monkeypatch.setattr(Controller, "_take_in", lambda self, eyes: None)
+    monkeypatch.setattr(LocalDataPlane, "status", lambda self: {})
+    return seen
+
+
+@pytest.fixture
+def served(line):
+    """The champion has an endpoint; what it should be is on disk."""
+    serve_champion(line.platform, "small")
+    return line
+
+
+def until_ended(control):
+    while not control.ended:
+        control.step()
+
+
+def carry_on(line, version=None):
+    with controlled(line.platform, line.loaded, version) as control:
+        until_ended(control)
+        return control.release
+
+
+class Knife:
+    """Ends the process, as it were, right before the n-th write anywhere."""
+
+    def __init__(self, monkeypatch):
+        self.writes = 0
+        self.cut_at = None
+        for owner, name in (
+            (ReleaseStore, "save"),
+            (Ledger, "append"),
+            (Controller, "_serve"),
+            (register, "promote"),
+            (register, "restore"),
+            (register, "withdraw"),
+        ):
+            monkeypatch.setattr(owner, name, self.guarded(getattr(owner, name)))
+
+    def guarded(self, write):
+        def guarded(*args, **named):
+            self.writes += 1
+            if self.writes == self.cut_at:
+                raise KilledError
+            return write(*args, **named)
+
+        return guarded
+
+    def cut(self, at):
+        self.writes, self.cut_at = 0, at
+
+
+def state_of(line):
+    found = line.releases.newest()
+    return {
+        "state": str(found.state),
+        "intent": found.intent,
+        "aliases": {name: number for name, number in line.aliases.items() if name != "challenger"},
+        "shares": line.shares,
+        "audit": audit_release(line.platform, "small", found.id),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ["promoted", "rolled_back"])
+def test_a_release_killed_before_every_write_is_taken_up_and_everything_agrees(
+    served, observed, monkeypatch, ends
+):
+    knife = Knife(monkeypatch)
+    bad = {"analysis": Verdict.FAIL, "findings": "error rate: harm is shown"}
+    observed.update({State.CANARY: bad} if ends == "rolled_back" else {})
+    champion = {"champion": "2", "previous": "1"} if ends == "promoted" else {"champion": "1"}
+
+    cuts = 0
+    for at in range(1, 200):
+        knife.cut(at)
+        try:
+            carry_on(served, "2")
+        except KilledError:
+            cuts += 1
+        else:
+            break
+        knife.cut(None)
+        carry_on(served, "2")
+
+        found = state_of(served)
+        assert found["state"] == ends, at
+        assert found["intent"] is None
+        assert found["aliases"] == champion, at
+        assert found["shares"] == ({"v2": 100} if ends == "promoted" else {"v1": 100}), at
+        assert found["audit"] == [], at
+        if ends == "promoted":
+            roll_back(served.platform, served.loaded, reason="to begin anew")
+
+    assert cuts > 15
+
+
+def test_two_releases_of_a_model_at_once_are_refused(served, observed):
+    with controlled(served.platform, served.loaded):
+        asked = multiprocessing.get_context("fork").Pool(1)
+        with asked, pytest.raises(BusyError, match="another process controls a release of small"):
+            asked.apply(_try, (served.platform, served.loaded))
+
+
+def _try(platform, loaded):
+    with controlled(platform, loaded):
+        pass
+
+
+def test_another_version_is_not_released_beside_one_that_is_under_way(served, observed):
+    with controlled(served.platform, served.loaded) as control:
+        control.step()
+
+    with (
+        pytest.raises(ReleaseError, match="version 2 of small is being released"),
+        controlled(served.platform, served.loaded, "1"),
+    ):
+        pass
+
+
+def test_a_registry_that_does_not_answer_promotes_nothing(served, observed, monkeypatch):
+    def unreachable(*_):
+        raise OSError("no route to host")
+
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.CANARY:
+            control.step()
+        monkeypatch.undo()
+        monkeypatch.setattr(release_control, "standing_champion", unreachable)
+        control._known.asked = -1e9
+        seen = control.observe()
+
+    assert seen.champion_stands is None
+    assert "no route to host" in seen.unavailable
+    assert served.aliases["champion"] == "1"
+
+
+def test_a_full_disk_promotes_nothing(served, observed, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.step < 1:
+            control.step()
+        monkeypatch.setattr(Ledger, "append", full)
+        with pytest.raises(OSError, match="No space left"):
+            until_ended(control)
+        control.abandon()
+
+    assert served.aliases["champion"] == "1"
+    assert served.shares == {"v1": 100}
+
+
+def test_a_wish_to_go_back_is_heard_before_traffic_is_given_again(served, observed):
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.CANARY:
+            control.step()
+
+    roll_back(served.platform, served.loaded, reason="the operator is worried")
+
+    newest = served.releases.newest()
+    assert newest.state is State.ROLLED_BACK
+    assert "the operator is worried" in newest.history[-1].reason
+    assert served.shares == {"v1": 100}
+
+
+def test_a_rollback_wants_a_reason_and_something_to_go_back_to(served):
+    with pytest.raises(Exception, match="say why"):
+        roll_back(served.platform, served.loaded, reason=" ")
+    with pytest.raises(Exception, match="no previous champion"):
+        roll_back(served.platform, served.loaded, reason="because")
+    with pytest.raises(Exception, match="never was champion"):
+        roll_back(served.platform, served.loaded, reason="because", to="2")
