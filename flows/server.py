@@ -137,9 +137,14 @@ def served(opened: Callable[[], None]) -> Iterator[None]:
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     server.wait()
-    # Nobody watches whether these runs are alive, and ending the thread that says so costs each flow a second.
-    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield
+    # In the environment as well, for the processes that candidates may be trained in.
+    os.environ["PREFECT_API_URL"] = server.url
+    try:
+        # Nobody watches whether these runs are alive, and ending the thread that says so costs each flow a second.
+        with temporary_settings({PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+    finally:
+        del os.environ["PREFECT_API_URL"]
 
 
 if __name__ == "__main__":

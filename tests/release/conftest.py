@@ -1,6 +1,5 @@
 """A real champion and a real challenger, a real data plane, and callers that ask it over HTTP."""
 
-import fcntl
 import json
 import os
 import random
@@ -111,22 +110,12 @@ leave(0)
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A home with version 1 as champion and version 2 as challenger, made by the line itself, once for all workers."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / "released"
-    with (shared / "released.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "made").exists():
-            make(folder)
-            (folder / "made").touch()
-    return folder
+def trained(once):
+    """A home with version 1 as champion and version 2 as challenger, made by the line itself."""
+    return once("released", make)
 
 
 def make(folder):
-    folder.mkdir(exist_ok=True)
     (folder / "model.yaml").write_text(yaml.safe_dump(SPEC))
     (folder / "env.yaml").write_text(yaml.safe_dump(ENVIRONMENT))
     random.seed(3)
@@ -283,10 +272,10 @@ class Line:
 
 
 @pytest.fixture
-def line(trained, tmp_path, monkeypatch):
+def line(trained, copy_data_root, tmp_path, monkeypatch):
     """A copy of the trained home, with nothing up yet; everything is down afterwards."""
     home = tmp_path / "home"
-    shutil.copytree(trained / "home", home)
+    copy_data_root(trained / "home" / "data", home / "data")
     for name in ("model.yaml", "env.yaml", "rows.csv"):
         shutil.copy(trained / name, tmp_path / name)
     monkeypatch.setenv("CONTENDER_HOME", str(home))
