@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deployments.declared import Declared
 from deployments.errors import ContenderError
+from flows.approval_form import ask_for_approval, may_suspend
 from flows.notify import Notifier
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
@@ -107,9 +108,16 @@ def release(model: str, env: str = "dev", version: str | None = None) -> Release
             task(name="watch labels", task_run_name="watch labels", cache_policy=NO_CACHE)(_look_once)(
                 _Held(control)
             )
+        forms = 0
         while not control.ended:
             name = _stage_name(control.release)
-            task(name=name, task_run_name=name, cache_policy=NO_CACHE)(_carry_on)(_Held(control))
+            missing = task(name=name, task_run_name=name, cache_policy=NO_CACHE)(_carry_on)(_Held(control))
+            if missing and may_suspend():
+                ask_for_approval(platform, control.release, missing, forms)
+                control.ask_again()
+                forms += 1
+            elif missing:
+                raise ReleaseError(_how_to_approve(control.release, missing))
         outcome = _concluded(platform, control)
     if not outcome.promoted:
         raise NotPromotedError(outcome)
@@ -152,8 +160,8 @@ def _look_once(held: _Held) -> None:
         view(held.control, action)
 
 
-def _carry_on(held: _Held) -> None:
-    """Look and act until the release is in another state."""
+def _carry_on(held: _Held) -> str:
+    """Look and act until the release is in another state; which approvals are missing, where only people can help."""
     control = held.control
     began = len(control.release.history)
     try:
@@ -165,30 +173,36 @@ def _carry_on(held: _Held) -> None:
             if _left.is_set():
                 raise LeftError(f"{control.release.id} is left as it is: {_until(control.release)}")
             if len(control.release.history) != began or isinstance(action, Close):
-                return
-            _require_approvals(control, action)
+                break
+            if missing := _missing_approvals(control, action):
+                return missing
             spent = time.monotonic() - started
             live = control.release.state in {State.SHADOW, State.CANARY}
             _left.wait(control.pause_seconds(spent) if live else WAITING_SECONDS / 5)
-    except (LeftError, ReleaseError):
+    except LeftError:
         raise
     except Exception:
         control.abandon()
         raise
+    return ""
 
 
 def _until(release: Release) -> str:
     return f"unless somebody carries on, the champion has all traffic again within {release.plan.lease_seconds:g} s"
 
 
-def _require_approvals(control: Controller, action: Action) -> None:
-    """Stop where only people can help: they approve elsewhere, and the command is run again."""
+def _missing_approvals(control: Controller, action: Action) -> str:
+    """What approvals a release waits for, where it waits for nothing else; empty where it does not."""
     seen, release = control.last, control.release
     waits = isinstance(action, Wait) and release.state is State.PROPOSED
     if seen is None or not waits or seen.unavailable or seen.approvals is not Verdict.INCONCLUSIVE:
-        return
-    raise ReleaseError(
-        f"{release.id} waits for approvals: {'; '.join(seen.approvals_missing)}. Once they are given "
+        return ""
+    return "; ".join(seen.approvals_missing)
+
+
+def _how_to_approve(release: Release, missing: str) -> str:
+    return (
+        f"{release.id} waits for approvals: {missing}. Once they are given "
         f"(python -m flows.run approve --model {release.model} --env {release.environment} "
         f"--version {release.challenger.version} …), run the same command again"
     )

@@ -5,6 +5,7 @@ ledger say so, it stands there as history. A controller killed anywhere is follo
 while nobody does, the lease in the endpoint's traffic puts the champion back.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -192,7 +193,7 @@ def _write(
 class _Known:
     """What was asked of the registry and the approvals, and when."""
 
-    asked: float = -1e9
+    asked: float = -math.inf
     approvals: Verdict = Verdict.INCONCLUSIVE
     missing: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
@@ -213,9 +214,9 @@ class _Eyes:
     unlogged: int = 0
     corrupt: tuple[str, ...] = ()
     restarts: int = 0
-    labels_at: float = -1e9
+    labels_at: float = -math.inf
     look: Look | None = None
-    kept_at: float = -1e9
+    kept_at: float = -math.inf
 
 
 @dataclass
@@ -265,6 +266,10 @@ class Controller:
             case Close():
                 self._close(action)
         return action
+
+    def ask_again(self) -> None:
+        """Ask registry and approvals at the next look, however lately that was done."""
+        self._known.asked = -math.inf
 
     def pause_seconds(self, spent: float) -> float:
         """How long to wait after a look that took `spent` seconds: a fifth of the time at most goes into looking."""

@@ -179,7 +179,7 @@ def test_a_registry_that_does_not_answer_promotes_nothing(served, observed, monk
             control.step()
         monkeypatch.undo()
         monkeypatch.setattr(release_control, "standing_champion", unreachable)
-        control._known.asked = -1e9
+        control.ask_again()
         seen = control.observe()
 
     assert seen.champion_stands is None
