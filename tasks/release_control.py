@@ -272,10 +272,13 @@ class Controller:
         self._known.asked = -math.inf
 
     def pause_seconds(self, spent: float) -> float:
-        """How long to wait after a look that took `spent` seconds: a fifth of the time at most goes into looking."""
-        return max(
-            self.release.plan.look_seconds - spent, 4 * spent if spent > self.release.plan.look_seconds else 0
-        )
+        """How long to wait after a look that took `spent` seconds.
+
+        Slow looks take a fifth of the time at most, and no pause costs more than a quarter of the lease.
+        """
+        plan = self.release.plan
+        wanted = plan.look_seconds - spent if spent <= plan.look_seconds else 4 * spent
+        return min(wanted, plan.lease_seconds / 4)
 
     # Taking up what was cut short
 
@@ -363,7 +366,7 @@ class Controller:
         return {"wish": found[0], "wish_reason": found[1]} if found else {}
 
     def _ask(self) -> None:
-        """Ask the registry and the approvals, every now and then, and always before anything goes forward."""
+        """Ask the registry and the approvals, every now and then; a promotion itself asks them once more."""
         known = self._known
         if time.monotonic() - known.asked < ASKED_SECONDS:
             return
