@@ -22,6 +22,7 @@ from deployments.environment import Environment
 from deployments.spec import LoadedSpec, load_spec
 from platforms.local import LocalPlatform
 from serving import control
+from serving.folders import Folders
 from tasks.register import ledger_of
 from tasks.release_control import controlled
 from tasks.release_record import ReleaseStore
@@ -128,6 +129,19 @@ def make(folder):
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-c", MAKE, str(folder / "model.yaml"), str(folder / "env.yaml")]
     command.append(str(CHALLENGER))
+    run(command, environment)
+    # Fetched once: a copy of the data root has both versions ready to be served.
+    root = folder / "home" / "data"
+    store, settings = f"sqlite:///{root / 'mlflow.db'}", folder / "serving.json"
+    settings.write_text(Environment.model_validate(ENVIRONMENT).serving.model_dump_json())
+    for version in ("1", "2"):
+        command = [sys.executable, "-m", "serving.fetch", "--name", MODEL, "--version", version]
+        command += ["--folder", str(Folders(root).models), "--tracking-uri", store, "--registry-uri", store]
+        command += ["--settings", str(settings), "--allowed-packages", "sklearn,tests"]
+        run(command, environment)
+
+
+def run(command, environment):
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
