@@ -12,7 +12,7 @@ from prefect.logging import get_logger
 from deployments.errors import first_line
 from tasks.decide import Action, Wait
 from tasks.release_control import Controller
-from tasks.release_record import Release, State
+from tasks.release_record import Release, ReleaseStore, State
 from tasks.verdict import Verdict
 
 __all__ = ["Notifier"]
@@ -23,33 +23,29 @@ _ENDS = {State.PROMOTED: "promoted", State.ROLLED_BACK: "rolled_back", State.REJ
 class Notifier:
     """Watches one release, and tells each thing once; a message that cannot be sent stops nothing."""
 
-    def __init__(self, release: Release, blocks: tuple[str, ...]) -> None:
-        self._blocks = blocks
+    def __init__(self, store: ReleaseStore, release: Release, blocks: tuple[str, ...]) -> None:
+        self._store, self._blocks = store, blocks
         self._told = len(release.history)
-        self._held = release.held
-        self._needs_approval = False
-        if not release.history:
-            self._tell(
-                release, "started", f"Version {release.challenger.version} begins its way to champion."
-            )
+        self._tell(release, "started", f"Version {release.challenger.version} begins its way to champion.")
 
     def __call__(self, control: Controller, action: Action) -> None:
         """One look, and what was decided on it."""
         release, seen = control.release, control.last
         waits = isinstance(action, Wait) and release.state is State.PROPOSED
         missing = "; ".join(seen.approvals_missing) if seen else ""
-        if waits and seen and seen.approvals is Verdict.INCONCLUSIVE and missing and not self._needs_approval:
-            self._needs_approval = True
+        if waits and seen and seen.approvals is Verdict.INCONCLUSIVE and missing:
             self._tell(release, "needs_approval", f"Approvals are missing: {missing}.")
-        if release.held and release.held != self._held:
-            self._tell(release, "held", f"A person is asked: {release.held}.")
-        self._held = release.held
+        if release.held:
+            self._tell(release, "held", f"A person is asked: {release.held}.", f"-{len(release.history)}")
         for done in release.history[self._told :]:
             if done.state in _ENDS:
                 self._tell(release, _ENDS[done.state], done.reason)
         self._told = len(release.history)
 
-    def _tell(self, release: Release, what: str, said: str) -> None:
+    def _tell(self, release: Release, what: str, said: str, which: str = "") -> None:
+        """Tell it, unless this or an earlier process of the release has."""
+        if not self._store.first_time(release.id, f"told-{what}{which}"):
+            return
         emit_event(
             f"contender.release.{what}",
             resource={

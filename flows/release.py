@@ -97,12 +97,13 @@ def release(model: str, env: str = "dev", version: str | None = None) -> Release
     """
     loaded, platform = prepare(model, env)
     _left.clear()
-    newest = ReleaseStore(platform, loaded.name).newest()
+    store = ReleaseStore(platform, loaded.name)
+    newest = store.newest()
     watched = newest is not None and newest.state is State.PROMOTED and not newest.closed
     nothing_new = version is None and watched and not _has_challenger(platform, loaded.name)
     with (
         controlled(platform, loaded, version, old=nothing_new) as control,
-        viewed_by(Notifier(control.release, platform.environment.notify)),
+        viewed_by(Notifier(store, control.release, platform.environment.notify)),
     ):
         if nothing_new:
             task(name="watch labels", task_run_name="watch labels", cache_policy=NO_CACHE)(_look_once)(

@@ -330,11 +330,7 @@ def explained(look: Look) -> str:
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         found = [reading for reading in look.readings if reading.verdict is verdict]
         if found and look.verdict is verdict:
-            return "; ".join(
-                f"{reading.test.replace('_', ' ')}: {reading.reason}"
-                f" ({reading.estimate:+.3g}, between {reading.low:.3g} and {reading.high:.3g})"
-                for reading in found
-            )
+            return "; ".join(f"{reading.test.replace('_', ' ')}: {reading.reason}" for reading in found)
     return "all tests passed" if look.verdict is Verdict.PASS else "nothing was tested"
 
 

@@ -198,6 +198,16 @@ class ReleaseStore:
         """It was done."""
         (self.folder(release) / "wish.json").unlink(missing_ok=True)
 
+    def first_time(self, release: str, mark: str) -> bool:
+        """Whether nobody asked this of the release and the mark before."""
+        marks = self.folder(release) / "marks"
+        marks.mkdir(exist_ok=True)
+        try:
+            (marks / mark).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     def add_look(self, release: Release, look: Look) -> None:
         """Keep what one look of the analysis saw."""
         with (self.folder(release.id) / "looks.jsonl").open("a", encoding="utf-8") as file:
