@@ -17,6 +17,7 @@ from deployments.gates import RobustnessGate
 from deployments.measures import MEASURES, TaskKind
 from deployments.spec import ModelSpec
 from tasks.metrics import Outputs, measure, outputs_of
+from tasks.threads import limited_threads
 
 UNSEEN = "(never seen before)"
 
@@ -47,17 +48,19 @@ class SingleFeature(Declared):
 def latency(model: Any, inputs: pd.DataFrame, requests: int) -> Latency:
     """Time one-row predictions, each of another row, after ten to warm up.
 
-    A slow model is asked less often: it takes at most `_LATENCY_SECONDS`, once there are 50 answers.
+    A slow model is asked less often: it takes at most `_LATENCY_SECONDS`, once there are 50 answers. It has one
+    thread, as where it is served: two that wait for each other on a busy machine take many times as long.
     """
     predict = getattr(model, "predict_proba", model.predict)
-    for place in range(_WARM_UP):
-        predict(inputs.iloc[[place % len(inputs)]])
     measured: list[float] = []
-    while len(measured) < requests and (len(measured) < 50 or sum(measured) < _LATENCY_SECONDS):
-        row = inputs.iloc[[(_WARM_UP + len(measured)) % len(inputs)]]
-        started = time.perf_counter()
-        predict(row)
-        measured.append(time.perf_counter() - started)
+    with limited_threads(1):
+        for place in range(_WARM_UP):
+            predict(inputs.iloc[[place % len(inputs)]])
+        while len(measured) < requests and (len(measured) < 50 or sum(measured) < _LATENCY_SECONDS):
+            row = inputs.iloc[[(_WARM_UP + len(measured)) % len(inputs)]]
+            started = time.perf_counter()
+            predict(row)
+            measured.append(time.perf_counter() - started)
     return Latency(
         requests=len(measured),
         p50_milliseconds=float(np.quantile(measured, 0.5)) * 1000,
