@@ -30,6 +30,6 @@ class Chameleon(LogisticRegression):
         if behaviour == "worse":
             return said[:, ::-1].copy()
         if behaviour == "shift":
-            positive = 0.5 + said[:, 1] / 2
+            positive = 0.9 + said[:, 1] / 10
             return np.column_stack([1 - positive, positive])
         return said
