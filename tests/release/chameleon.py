@@ -25,7 +25,7 @@ class Chameleon(LogisticRegression):
         if behaviour == "exit":
             os._exit(9)
         if behaviour == "slow":
-            time.sleep(0.15)
+            time.sleep(0.8)
         said = super().predict_proba(X)
         if behaviour == "worse":
             return said[:, ::-1].copy()
