@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("validation", "ingest", "orchestration", "serving")
+BENCHMARKS = ("validation", "ingest", "orchestration", "serving", "release")
 
 
 def main() -> int:

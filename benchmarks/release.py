@@ -48,8 +48,7 @@ class Bench:
 
     def ask(self, number: int) -> tuple[bytes, dict[str, str]]:
         """The n-th request: another caller each time."""
-        headers = {"content-type": "application/json", "x-caller-id": f"c{number}"}
-        return self.rows[number % len(self.rows)], headers
+        return self.rows[number % len(self.rows)], {"x-caller-id": f"c{number}"}
 
     def under_load(self, work: Callable[[], Any]) -> tuple[Any, list[Answer]]:
         """What `work` gives, and every answer that callers got before, while and after it ran."""

@@ -52,7 +52,7 @@ class AnalysisPlan(Declared):
 
     alpha: float = Field(0.05, gt=0, lt=1)
     error_rate: Effect | None = Effect(effect=0.03)
-    latency: LatencyEffect | None = LatencyEffect(effect=1.0, tolerated=0.2)
+    latency: LatencyEffect | None = LatencyEffect(effect=1.5, tolerated=0.5)
     scores: Effect | None = Effect(effect=0.25, tolerated=0.1)
     sample_ratio: Effect | None = Effect(effect=0.5, tolerated=0.1)
     quality: QualityEffect | None = None

@@ -43,6 +43,8 @@ __all__ = ["Controller", "ReleaseError", "begin", "controlled"]
 ASKED_SECONDS = 1.0
 """How often the registry and the approvals are asked; both are files or a server, and change slowly."""
 LABELS_SECONDS = 2.0
+SETTLING_SECONDS = 1.0
+"""What is asked so soon after shares have changed counts for nobody: a worker's first answers are not its usual ones."""
 KEPT_SECONDS = 1.0
 """How often a look of the analysis is kept, unless it says something new."""
 
@@ -490,7 +492,8 @@ class Controller:
         """Eyes for the stage that is under way; after promotion, for the stage whose labels tell most."""
         release, plan = self.release, self.release.plan
         assert release.champion is not None
-        state, step, since, until = release.state, release.step, release.entered, None
+        since = release.entered + timedelta(seconds=SETTLING_SECONDS)
+        state, step, until = release.state, release.step, None
         if self._watches:
             # Copies of all requests, if there were any, tell more than the shares of the last step.
             entered = [past for past in release.history if past.state in LIVE]
