@@ -44,7 +44,7 @@ ASKED_SECONDS = 1.0
 """How often the registry and the approvals are asked; both are files or a server, and change slowly."""
 LABELS_SECONDS = 2.0
 SETTLING_SECONDS = 1.0
-"""What is asked so soon after shares have changed counts for nobody: a worker's first answers are not its usual ones."""
+"""What is asked so soon after shares changed counts for nobody: a worker's first answers are not its usual ones."""
 KEPT_SECONDS = 1.0
 """How often a look of the analysis is kept, unless it says something new."""
 
