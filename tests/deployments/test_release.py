@@ -60,7 +60,7 @@ def test_an_environment_changes_keys_and_leaves_the_rest():
     spec = ReleaseSpec(
         steps=(Step(percentage=10),),
         environments={
-            "prod": {"inconclusive": "hold", "analysis": {"scores": None, "latency": {"effect": 0.5}}}
+            "prod": {"inconclusive": "hold", "analysis": {"scores": None, "latency": {"effect": 0.8}}}
         },
     )
 
@@ -70,7 +70,7 @@ def test_an_environment_changes_keys_and_leaves_the_rest():
     assert prod.steps == dev.steps == (Step(percentage=10),)
     assert prod.analysis.scores is None
     assert prod.analysis.latency is not None
-    assert (prod.analysis.latency.effect, prod.analysis.latency.quantile) == (0.5, 0.9)
+    assert (prod.analysis.latency.effect, prod.analysis.latency.quantile) == (0.8, 0.9)
     assert dev.analysis.scores == Effect(effect=0.25, tolerated=0.1)
 
 
