@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -147,7 +146,7 @@ def main() -> None:
             bench.platform.data_plane.up()
             bench.platform.wait_for_endpoint(serve_champion(bench.platform, MODEL).endpoint)
             settled(bench.platform)
-            rows = [_dead(bench), _slow(bench), *_good(bench)]
+            rows = [_dead(bench), *_good(bench)]
         finally:
             bench.platform.data_plane.down()
     write_table(
@@ -181,39 +180,6 @@ def _dead(bench: Bench) -> tuple[str, ...]:
         seconds_back(release),
         answers,
         f"failed: those that it had when it died; {release.history[-1].reason}",
-    )
-
-
-def _slow(bench: Bench) -> tuple[str, ...]:
-    """The challenger's worker is stopped four fifths of the time, among callers."""
-    over = threading.Event()
-
-    def hinder() -> None:
-        worker = bench.worker()
-        while not over.is_set():
-            os.kill(worker, signal.SIGSTOP)
-            time.sleep(0.08)
-            os.kill(worker, signal.SIGCONT)
-            time.sleep(0.02)
-
-    threads: list[threading.Thread] = []
-
-    def look(control: Any) -> None:
-        if control.release.state == "canary" and not threads:
-            threads.append(threading.Thread(target=hinder))
-            threads[0].start()
-        if control.ended:
-            over.set()
-
-    try:
-        release, answers = bench.under_load(lambda: bench.release(look))
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-    assert release.state == "rolled_back", release.state
-    return _row(
-        "back from a slow challenger", seconds_back(release), answers, release.history[-1].reason[:120]
     )
 
 
