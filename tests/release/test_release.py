@@ -71,9 +71,14 @@ def test_a_good_challenger_is_promoted_watched_drilled_and_rolled_back(line):
     assert events[-2:] == ["model.restored", "release.rolled_back"]
 
 
-def test_what_harms_is_rolled_back(line):
-    # Enough pairs that those from before the challenger turns bad decide nothing.
-    line.plan(shadow={"minimum_requests": 250, "maximum_seconds": 60})
+def test_what_harms_in_shadow_never_gets_a_caller(line):
+    # Enough pairs that those from before the challenger turns bad decide nothing, and no harm between what is
+    # tolerated and the effect that matters: that passes once there is enough data.
+    analysis = line.loaded.spec.release.model_dump(mode="json")["analysis"]
+    line.plan(
+        shadow={"minimum_requests": 250, "maximum_seconds": 60},
+        analysis=analysis | {"scores": {"effect": 0.4, "tolerated": 0.1}},
+    )
     line.up()
     found = {}
 
@@ -81,7 +86,7 @@ def test_what_harms_is_rolled_back(line):
         if control.release.state is State.SHADOW:
             line.behave(online)
 
-    with line.traffic():
+    with line.traffic() as traffic:
         for online in ("error", "slow", "shift", "exit"):
             line.behave("good")
             release = line.release(version="2", look=turn)
@@ -89,10 +94,15 @@ def test_what_harms_is_rolled_back(line):
             assert line.aliases["champion"] == "1"
             assert (line.shares, entities(line)) == ({"v1": 100}, {"v1"})
 
-    for steps, reason in found.values():
-        assert steps[0] == ("shadow", 100)
-        assert steps[-1] == ("rolled_back", 0)
-        assert reason
+    for online, (steps, _) in found.items():
+        assert steps == [("shadow", 100), ("rolled_back", 0)], (online, found[online])
+    assert "error rate: " in found["error"][1]
+    # One that is slow enough refuses what its queue has no room for.
+    assert "latency: " in found["slow"][1] or "error rate: " in found["slow"][1]
+    assert "scores: " in found["shift"][1]
+    assert "worker" in found["exit"][1]
+    assert traffic.failed == 0
+    assert set(traffic.versions) == {"1"}
 
 
 def test_a_challenger_that_turns_bad_among_callers_is_rolled_back(line):
