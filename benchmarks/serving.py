@@ -45,15 +45,17 @@ SECTIONS = ("comparison", "gateway", "reweighting", "kills", "soak")
 def main() -> None:
     """Run the sections that are asked for, all by default; each writes its page in benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reweightings", type=int, default=1000)
     parser.add_argument("--soak-minutes", type=float, default=10.0)
     given = parser.parse_args()
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"there is no section {min(unknown)!r} (known: {', '.join(SECTIONS)})")
     with tempfile.TemporaryDirectory() as folder:
         bench = make_bench(Path(folder))
-        for section in given.sections:
+        for section in given.sections or SECTIONS:
             globals()[f"_{section}"](bench, given)
 
 

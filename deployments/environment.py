@@ -67,6 +67,15 @@ class Budget(Declared):
     training_seconds: float = Field(1800, gt=0, description="No further candidate starts after this long.")
 
 
+class Rates(Declared):
+    """What compute costs here, in the unit of `currency`."""
+
+    currency: str = Field("EUR", min_length=1, max_length=8)
+    hour: float = Field(0.1, ge=0, description="An hour of a task's time.")
+    gigabyte_hour: float = Field(0.01, ge=0, description="A gigabyte of its peak memory, for an hour.")
+    million_rows: float = Field(0.0, ge=0, description="A million rows that it read or wrote.")
+
+
 class RequestLimits(Declared):
     """What one request, and all of them at once, may ask of a scorer."""
 
@@ -216,6 +225,7 @@ class Environment(Declared):
     )
     task_runner: TaskRunnerConfig = ThreadRunner()
     budget: Budget = Budget()
+    rates: Rates = Rates()
     serving: Serving = Serving()
 
     @model_validator(mode="after")

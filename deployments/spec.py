@@ -15,6 +15,7 @@ from deployments.errors import BadInputError
 from deployments.explanations import DeclarationError
 from deployments.gates import ChampionGate, FairnessGate, Gate, MetricGate, OverfitGate
 from deployments.measures import MEASURES, TaskKind, measures_for
+from deployments.monitoring import MonitoringSpec, RetrainSpec
 from deployments.release import ReleaseSpec
 from deployments.source import Source
 from deployments.training import EvaluationPlan, Features, Labels, RandomSplit, Split, Training
@@ -84,6 +85,8 @@ class ModelSpec(Declared):
     gates: tuple[Gate, ...] = Field(min_length=1)
     serving: ServingSpec = ServingSpec()
     release: ReleaseSpec = ReleaseSpec()
+    monitoring: MonitoringSpec = MonitoringSpec()
+    retrain: RetrainSpec = RetrainSpec()
 
     @cached_property
     def feature_contract(self) -> TableContract:
@@ -268,6 +271,19 @@ class ModelSpec(Declared):
                     ("release", *among, "analysis", "quality", "loss"),
                     f"{quality.loss} is no loss of a {self.target.kind} target (known: {', '.join(fitting)})",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_monitored_is_there(self) -> Self:
+        drift = self.monitoring.drift
+        for key, columns in (("columns", tuple(drift.columns)), ("ignore", drift.ignore)):
+            for column in columns:
+                path = ("monitoring", "drift", key)
+                _must_have(self.feature_contract, column, path)
+                if column not in self.features.columns:
+                    raise DeclarationError(path, f"{column!r} is no feature, so live requests do not have it")
+        for place, name in enumerate(self.monitoring.quality.metrics):
+            _must_measure(name, self.target.kind, ("monitoring", "quality", "metrics", place))
         return self
 
     @model_validator(mode="after")
