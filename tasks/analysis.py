@@ -155,11 +155,13 @@ def latency(
     harm: Harm,
     alpha: float,
     minimum: int = MINIMUM,
+    times: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Finding:
     """A quantile of latency, as the challenger's over the champion's, less 1: 0.2 is 20 % slower.
 
-    The unit of the latencies does not matter; all must be above 0, and nothing is slower than 1e12. A quantile
-    far out needs many requests: at least log(1/alpha) / (1 - quantile) or so.
+    The unit of the latencies does not matter; all must be above 0, and nothing is slower than 1e12. `times` say when
+    each request of challenger and champion was answered, as numbers: only neighbours are compared. A quantile far
+    out needs many requests: about 10 groups of log(0.5) / log(quantile) of each arm to decide anything.
     """
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"A quantile lies between 0 and 1; {quantile} does not.")
@@ -168,7 +170,10 @@ def latency(
     counts = Arms(len(ours), len(theirs))
     if problem:
         return _undecided(name, problem, alpha, counts, -1.0, math.inf)
-    ratio = sequential.quantile_ratio_interval(ours, theirs, quantile, alpha)
+    when = None
+    if times is not None:
+        when = (np.asarray(times[0], dtype=np.float64), np.asarray(times[1], dtype=np.float64))
+    ratio = sequential.quantile_ratio_interval(ours, theirs, quantile, alpha, when)
     seen = Interval(ratio.estimate - 1.0, ratio.low - 1.0, ratio.high - 1.0)
     return _one_sided(name, seen, harm, alpha, counts, minimum)
 

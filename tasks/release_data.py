@@ -60,12 +60,14 @@ class _Column:
 
 @dataclass
 class Arm:
-    """What one version answered, oldest first: failed or not, milliseconds and scores of what it did not fail."""
+    """What one version answered, oldest first: failed or not, and of what it did not fail milliseconds, when that was
+    answered (seconds since 1970), and scores."""
 
     requests: int = 0
     errors: int = 0
     failed: _Column = field(default_factory=_Column)
     milliseconds: _Column = field(default_factory=_Column)
+    answered: _Column = field(default_factory=_Column)
     scores: _Column = field(default_factory=_Column)
     losses: _Column = field(default_factory=_Column)
 
@@ -74,6 +76,7 @@ class Arm:
 class _Answer:
     failed: bool
     milliseconds: float
+    answered: float
     scores: tuple[float, ...]
     predictions: tuple[str, ...]
 
@@ -118,6 +121,7 @@ class StageData:
             answer = _Answer(
                 failed=row["status"] >= 400,
                 milliseconds=row["milliseconds"],
+                answered=row["time"].timestamp(),
                 scores=tuple(score for score in row["scores"] or () if score is not None),
                 predictions=tuple(row["predictions"] or ()),
             )
@@ -145,6 +149,7 @@ class StageData:
         arm.failed.add(float(answer.failed))
         if not answer.failed and scored:
             arm.milliseconds.add(answer.milliseconds)
+            arm.answered.add(answer.answered)
             for score in answer.scores:
                 arm.scores.add(score)
 
@@ -266,6 +271,7 @@ class StageData:
         return analysis.latency(
             ours.milliseconds.array,
             theirs.milliseconds.array,
+            times=(ours.answered.array, theirs.answered.array),
             quantile=self._plan.latency.quantile,
             harm=_harm(self._plan.latency),
             alpha=self._alpha,

@@ -10,8 +10,7 @@ Sources: betting on a bounded mean, Waudby-Smith & Ramdas 2023, "Estimating mean
 betting" (section 4, theorem 3 for the capital; the fractions here are a fixed mixture, their section on mixture
 methods, instead of predictable plug-ins); confidence sequences and Ville's inequality, Howard, Ramdas, McAuliffe &
 Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences" (section 1); mixtures, Robbins 1970;
-quantiles by counting what lies on either side of them, Howard & Ramdas 2022, "Sequential estimation of quantiles"
-(section 3); sample ratio, Lindon & Malek 2022, "Anytime-valid inference for multinomial count data" (section 2);
+latencies by comparing neighbours, the rank test of Mann & Whitney 1947 taken group by group; sample ratio, Lindon & Malek 2022, "Anytime-valid inference for multinomial count data" (section 2);
 always-valid decisions in experiments, Johari, Koomen, Pekelis & Walsh 2017 and 2022.
 """
 
@@ -23,15 +22,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammaln
 
 __all__ = [
     "FRACTIONS",
     "Interval",
+    "Neighbours",
     "block_size",
     "blocks",
+    "exceedances",
+    "largest_of",
     "log_capital",
     "log_capital_path",
     "mean_interval",
+    "neighbours",
     "quantile_ratio_interval",
     "requests_needed",
     "share_interval",
@@ -141,56 +145,145 @@ def shift_interval(
     return Interval(estimate, low, high)
 
 
+def largest_of(quantile: float) -> int:
+    """Of how many values the largest has its median at a quantile: 1 for 0.5, 7 for 0.9, 69 for 0.99."""
+    return max(1, round(log(0.5) / log(quantile)))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One arm's values, as logs, in groups that follow in time, sorted within each.
+
+    `group` says which group each value is of, `first` where each group begins, and `largest` how likely each value
+    is the largest of a draw of `Neighbours.size` from its group.
+    """
+
+    values: Numbers
+    group: NDArray[np.int64]
+    first: NDArray[np.int64]
+    largest: Numbers
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Requests of both arms in groups that were answered at about the same time, `size` or more of each arm."""
+
+    size: int
+    groups: int
+    challenger: Side
+    champion: Side
+
+    def swapped(self) -> "Neighbours":
+        """The same with the arms changed over."""
+        return Neighbours(self.size, self.groups, self.champion, self.challenger)
+
+
+def neighbours(
+    challenger: Numbers, champion: Numbers, times: tuple[Numbers, Numbers], size: int
+) -> Neighbours:
+    """Group values above 0 by time: a group ends as soon as it has `size` of each arm; the unfinished last waits.
+
+    Where a group ends depends on when requests came, and never on how long they took.
+    """
+    orders = [np.argsort(time, kind="stable") for time in times]
+    moments = [time[order] for time, order in zip(times, orders, strict=True)]
+    bounds: list[list[int]] = [[0], [0]]
+    while all(bound[-1] + size <= len(arm) for bound, arm in zip(bounds, moments, strict=True)):
+        least = [bound[-1] + size for bound in bounds]
+        end = max(arm[place - 1] for place, arm in zip(least, moments, strict=True))
+        for bound, arm, place in zip(bounds, moments, least, strict=True):
+            bound.append(max(int(np.searchsorted(arm, end, side="right")), place))
+    ours, theirs = (
+        _side(np.log(arm[order]), bound, size)
+        for arm, order, bound in zip((challenger, champion), orders, bounds, strict=True)
+    )
+    return Neighbours(size, len(bounds[0]) - 1, ours, theirs)
+
+
+def _side(values: Numbers, bounds: list[int], size: int) -> Side:
+    lengths = np.diff(bounds)
+    group = np.repeat(np.arange(len(lengths)), lengths)
+    values = values[: bounds[-1]]
+    values = values[np.lexsort((values, group))]
+    first = np.array(bounds[:-1], dtype=np.int64)
+    rank = np.arange(len(values)) - first[group]
+    largest = np.exp(_log_choose(rank, size - 1) - _log_choose(lengths, size)[group])
+    return Side(values, group, first, largest)
+
+
+def exceedances(found: Neighbours, log_ratio: float) -> Numbers:
+    """For each group, how likely the largest of `size` of the challenger's is above that of the champion's.
+
+    The champion's are multiplied by the ratio, and draws of `size` without replacement are averaged over. If the
+    arms are alike and the ratio is 1, the mean is a half or less, whatever all of a group have in common.
+    """
+    ours, theirs = found.challenger, found.champion
+    lowest = float(theirs.values.min())
+    width = float(theirs.values.max()) - lowest + 2.0
+    # Groups are laid side by side on one line, so that one search serves all of them.
+    line = theirs.values - lowest + 1.0 + theirs.group * width
+    sought = np.clip(ours.values - log_ratio - lowest + 1.0, 0.5, width - 0.5) + ours.group * width
+    below = np.searchsorted(line, sought, side="left") - theirs.first[ours.group]
+    lengths = np.bincount(theirs.group, minlength=found.groups)
+    ways = _log_choose(np.arange(lengths.max() + 1), found.size)
+    all_below = np.exp(ways[below] - ways[lengths][ours.group])
+    means: Numbers = np.bincount(ours.group, ours.largest * all_below, minlength=found.groups)
+    return np.minimum(means, 1.0)
+
+
 def quantile_ratio_interval(
-    challenger: Numbers, champion: Numbers, quantile: float, alpha: float
+    challenger: Numbers,
+    champion: Numbers,
+    quantile: float,
+    alpha: float,
+    times: tuple[Numbers, Numbers] | None = None,
 ) -> Interval:
     """A confidence sequence for the challenger's quantile over the champion's; values above 0.
 
-    "The ratio is at most r" says that the champion's quantile is some x and the challenger's at most r·x. Counts
-    on either side of x and r·x bet against it (Howard & Ramdas 2022, section 3), in each arm, and since both
-    bets are fair at once their product is: whatever x is, the product refutes. So arms of any size, interleaved
-    in any way, and no union bound over them.
+    Requests are compared with those that were answered at about the same time, so that what slows a whole machine
+    down for a while, and makes neighbouring requests alike, is no evidence against either arm. In each group of them
+    the larger of two largest values, one of each arm, is the challenger's with a chance of at most a half if its
+    values are at most r times the champion's: a bounded mean, to be bet on. Without `times` (any numbers that order
+    the requests of both arms) the arms are taken as evenly interleaved.
     """
-    if not len(challenger) or not len(champion):
-        return Interval(float("nan"), 0.0, inf)
-    ours, theirs = np.sort(challenger), np.sort(champion)
-    estimate = float(np.quantile(ours, quantile) / np.quantile(theirs, quantile))
-    widest = log(max(ours[-1] / theirs[0], theirs[-1] / ours[0], 1.0)) + 1.0
-    middle = log(estimate)
-    low = _last_refuted(
-        lambda r: slower_evidence(ours, theirs, quantile, exp(r), alpha), -widest, middle, alpha
-    )
-    # The other side is the same question with the arms changed over.
-    other = _last_refuted(
-        lambda r: slower_evidence(theirs, ours, quantile, exp(r), alpha), -widest, -middle, alpha
-    )
-    return Interval(estimate, exp(low) if low > -widest else 0.0, exp(-other) if other > -widest else inf)
-
-
-def slower_evidence(ours: Numbers, theirs: Numbers, quantile: float, ratio: float, alpha: float) -> float:
-    """The log capital against "the quantile of `ours` is at most `ratio` times that of `theirs`"; both sorted.
-
-    What lies above log(1/alpha) anyway is left out of the search for the worst x, so the value is exact only
-    below that.
-    """
-    needed = log(1.0 / alpha)
-    enough = needed - float(_LOG_WEIGHTS[0])
-    above = _first_count(len(ours), 1.0 - quantile, enough)
-    below = _first_count(len(theirs), quantile, enough)
-    # At the champion's x-th smallest value, x - 1 lie below it; beyond the last, all do.
-    largest = min(below, len(theirs))
-    smallest = int(np.searchsorted(theirs * ratio, ours[len(ours) - above])) if above <= len(ours) else 0
-    if smallest > largest:
-        return needed
-    ranks = np.arange(smallest, largest + 1)
-    at = np.append(theirs, inf)[ranks]
-    slower = len(ours) - np.searchsorted(ours, at * ratio, side="right")
-    under = np.searchsorted(theirs, at, side="left")
-    return float(
-        np.min(
-            _count_capital(slower, len(ours), 1.0 - quantile) + _count_capital(under, len(theirs), quantile)
+    if times is None:
+        times = (
+            (np.arange(len(challenger)) + 0.5) / max(1, len(challenger)),
+            (np.arange(len(champion)) + 0.5) / max(1, len(champion)),
         )
+    found = neighbours(challenger, champion, times, largest_of(quantile))
+    if not found.groups:
+        return Interval(float("nan"), 0.0, inf)
+    both = np.concatenate([found.challenger.values, found.champion.values])
+    widest = float(np.ptp(both)) + 1.0
+    middle = _balance(lambda ratio: float(exceedances(found, ratio).mean()), -widest, widest)
+    swapped = found.swapped()
+    low = _last_refuted(lambda ratio: slower_evidence(found, ratio), -widest, middle, alpha)
+    # The other side is the same question with the arms changed over.
+    other = _last_refuted(lambda ratio: slower_evidence(swapped, ratio), -widest, -middle, alpha)
+    return Interval(exp(middle), exp(low) if low > -widest else 0.0, exp(-other) if other > -widest else inf)
+
+
+def slower_evidence(found: Neighbours, log_ratio: float) -> float:
+    """The log capital against "the challenger's values are at most exp(`log_ratio`) times the champion's"."""
+    return log_capital(exceedances(found, log_ratio), 0.5)
+
+
+def _balance(share: Callable[[float], float], low: float, high: float) -> float:
+    """Where a share that falls from `low` to `high` passes a half."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if share(middle) >= 0.5 else (low, middle)
+    return (low + high) / 2.0
+
+
+def _log_choose(of: NDArray[Any], few: int) -> Numbers:
+    """The log of the number of ways to choose `few`; minus infinity where there are none."""
+    of = np.asarray(of, dtype=np.float64)
+    ways: Numbers = np.where(
+        of >= few, gammaln(of + 1.0) - gammaln(np.maximum(of - few, 0.0) + 1.0) - lgamma(few + 1.0), -inf
     )
+    return ways
 
 
 def share_interval(count: int, total: int, expected: float, alpha: float) -> Interval:
@@ -272,29 +365,6 @@ def _last_refuted(evidence: Callable[[float], float], low: float, high: float, a
             low = middle
         else:
             high = middle
-    return low
-
-
-def _count_capital(count: NDArray[Any], total: int, chance: float) -> Numbers:
-    """The log capital of `count` of `total` against "the chance of each is at most `chance`"; rises with it."""
-    won, lost = np.log1p(FRACTIONS * (1.0 / chance - 1.0)), np.log1p(-FRACTIONS)
-    growth = np.multiply.outer(won, count) + np.multiply.outer(lost, total - count)
-    weights = _LOG_WEIGHTS.reshape(-1, *[1] * count.ndim)
-    capital: Numbers = np.logaddexp.reduce(growth + weights, axis=0)
-    return capital
-
-
-def _first_count(total: int, chance: float, needed: float) -> int:
-    """The smallest count of `total` with that much capital; one more than there are if none has it."""
-    low, high = 0, total + 1
-    while low < high:
-        tried = np.unique(np.linspace(low, high - 1, 64).astype(np.int64))
-        enough = _count_capital(tried, total, chance) >= needed
-        first = int(enough.argmax()) if enough.any() else len(tried)
-        low, high = (
-            int(tried[first - 1]) + 1 if first else low,
-            int(tried[first]) if first < len(tried) else high,
-        )
     return low
 
 

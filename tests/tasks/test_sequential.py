@@ -1,3 +1,4 @@
+import itertools
 import math
 from itertools import product
 from statistics import NormalDist
@@ -129,22 +130,50 @@ def test_blocks_of_earlier_requests_stay_as_they_were() -> None:
     assert late[: len(early)].tolist() == early.tolist()
 
 
-@pytest.mark.parametrize("quantile", [0.05, 0.5, 0.95])
+@pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.parametrize("ratio", [0.8, 1.0, 1.3])
-def test_the_search_for_the_worst_quantile_finds_what_trying_all_finds(quantile: float, ratio: float) -> None:
+def test_a_group_is_judged_as_trying_all_draws_from_it_would(size: int, ratio: float) -> None:
     random = np.random.default_rng(2)
     # Whole numbers: many values are equal, within an arm and across.
-    ours, theirs = (np.sort(np.ceil(random.lognormal(3, 0.5, n))) for n in (120, 400))
+    ours, theirs = (np.ceil(random.lognormal(2, 0.5, n)) for n in (9, 12))
+    found = sequential.neighbours(ours, theirs, (np.zeros(9), np.zeros(12)), size)
 
-    found = sequential.slower_evidence(ours, theirs, quantile, ratio, ALPHA)
+    tried = [
+        max(a) > ratio * max(b)
+        for a in itertools.combinations(ours, size)
+        for b in itertools.combinations(theirs, size)
+    ]
 
-    everywhere = np.concatenate([theirs, ours / ratio, ours / ratio + 1e-6, theirs + 1e-6, [0, 1e9]])
-    tried = min(
-        sequential._count_capital(np.array([np.sum(ours > x * ratio)]), 120, 1 - quantile)[0]
-        + sequential._count_capital(np.array([np.sum(theirs < x)]), 400, quantile)[0]
-        for x in everywhere
+    assert found.groups == 1
+    assert sequential.exceedances(found, math.log(ratio)).tolist() == pytest.approx([np.mean(tried)])
+
+
+def test_groups_are_of_neighbours_and_leave_nobody_out_but_at_the_end() -> None:
+    random = np.random.default_rng(3)
+    times = (np.sort(random.random(40)), np.sort(random.random(300)))
+
+    found = sequential.neighbours(np.exp(times[0]), np.exp(times[1]), times, 7)
+
+    for side in (found.challenger, found.champion):
+        assert np.bincount(side.group).min() >= 7
+        assert (np.diff(side.values) >= 0).all()
+    ends = [side.values[side.group == 2].max() for side in (found.challenger, found.champion)]
+    begins = [side.values[side.group == 3].min() for side in (found.challenger, found.champion)]
+    assert max(ends) <= min(begins)
+
+
+def test_what_slows_everybody_down_for_a_while_is_no_evidence() -> None:
+    random = np.random.default_rng(6)
+    slow = np.repeat(np.exp(random.standard_normal(40)), 100)
+    values, challenger = slow * random.lognormal(0, 0.2, 4000), random.random(4000) < 0.3
+    times = np.arange(4000.0)
+
+    found = sequential.quantile_ratio_interval(
+        values[challenger], values[~challenger], 0.9, ALPHA, (times[challenger], times[~challenger])
     )
-    assert min(found, math.log(20)) == pytest.approx(min(tried, math.log(20)), abs=1e-9)
+
+    assert found.low < 1 < found.high
+    assert found.high / found.low < 1.3
 
 
 def test_the_ratio_of_quantiles_does_not_depend_on_the_unit() -> None:
