@@ -11,11 +11,13 @@ from flows.score import newest_tables
 from platforms.platform import Platform
 from tasks.champion import standing_champion, trained_query
 from tasks.features import clock_of
+from tasks.metering import metered
 from tasks.online import OnlineOutcome, publish_features
 from tasks.score import require_champion
 
 
 @task(name="publish features", task_run_name="publish features", cache_policy=NO_CACHE)
+@metered()
 def publish_current(
     loaded: LoadedSpec, platform: Platform, as_of: datetime | None, endpoint: str | None
 ) -> OnlineOutcome:

@@ -7,10 +7,12 @@ from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from tasks import register
 from tasks.champion import ChampionMissing, ChampionRef, version_ref
+from tasks.metering import metered
 from tasks.register import PromotionRefusedError, Version
 
 
 @task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
+@metered()
 def promote_version(platform: Platform, model: str, ref: ChampionRef) -> Version:
     """Move the aliases, and write it into the ledger."""
     return register.promote(platform, model, ref)

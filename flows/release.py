@@ -15,6 +15,7 @@ from flows.notify import Notifier
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from tasks.decide import Action, Close, Wait, stages
+from tasks.metering import metering
 from tasks.release_control import Controller, ReleaseError, controlled
 from tasks.release_record import Look, Release, ReleaseStore, State
 from tasks.verdict import Verdict
@@ -156,14 +157,19 @@ def _stage_name(release: Release) -> str:
 
 def _look_once(held: _Held) -> None:
     """Look, act, and show both."""
-    action = held.control.step()
-    for view in _views:
-        view(held.control, action)
+    with metering(held.control.platform, held.control.release.model):
+        action = held.control.step()
+        for view in _views:
+            view(held.control, action)
 
 
 def _carry_on(held: _Held) -> str:
     """Look and act until the release is in another state; which approvals are missing, where only people can help."""
-    control = held.control
+    with metering(held.control.platform, held.control.release.model):
+        return _carried_on(held.control)
+
+
+def _carried_on(control: Controller) -> str:
     began = len(control.release.history)
     try:
         while len(control.release.history) == began and not control.ended:

@@ -13,17 +13,20 @@ from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks.champion import standing_champion, trained_query
 from tasks.features import build_features, clock_of
+from tasks.metering import metered
 from tasks.publish import publish_links
 from tasks.score import ScoreOutcome, default_output, require_champion, score_file, score_snapshot
 
 
 @task(name="score file", task_run_name="score file", cache_policy=NO_CACHE)
+@metered()
 def score_given(loaded: LoadedSpec, platform: Platform, given: str, output: Path) -> ScoreOutcome:
     """Score a file."""
     return score_file(loaded, platform, given, output)
 
 
 @task(name="score everyone", task_run_name="score everyone", cache_policy=NO_CACHE)
+@metered()
 def score_current(
     loaded: LoadedSpec, platform: Platform, as_of: datetime | None, output: Path | None
 ) -> ScoreOutcome:

@@ -7,12 +7,14 @@ from deployments.environment import load_environment
 from flows.prepare import prepare, run_name
 from platforms import platform_for
 from platforms.platform import Platform
+from tasks.metering import metered
 from tasks.register import PromotionRefusedError, refusals
 from tasks.transfer import Transfer, transfer_version
 from tasks.verdict import Verdict
 
 
 @task(name="transfer", task_run_name="transfer", cache_policy=NO_CACHE)
+@metered()
 def transfer_task(source: Platform, target: Platform, model: str, version: str | None) -> Transfer:
     """Carry the version over, and have the target judge it."""
     return transfer_version(source, target, model, version)

@@ -24,6 +24,7 @@ from tasks.evaluate import Evaluation, evaluate_challenger
 from tasks.features import build_training_features
 from tasks.gate import GateReport, judge
 from tasks.ingest import ingest_table
+from tasks.metering import metered
 from tasks.outcome import TrainOutcome
 from tasks.register import (
     INTEGRATION,
@@ -69,12 +70,14 @@ _STEP: dict[str, Any] = {
 
 
 @task(name="ingest", task_run_name="ingest {name}", **_STEP)
+@metered()
 def ingest(loaded: LoadedSpec, platform: Platform, name: str, source: Source) -> Snapshot:
     """One source as a bronze snapshot."""
     return ingest_table(loaded, platform, name, source)
 
 
 @task(name="validate", task_run_name="validate {name}", **_STEP)
+@metered()
 def validate(
     loaded: LoadedSpec, platform: Platform, name: str, bronze: Snapshot, standing: Standing, clock: datetime
 ) -> TableResult:
@@ -87,6 +90,7 @@ def validate(
 
 
 @task(name="features", task_run_name="features", **_STEP)
+@metered()
 def features(
     loaded: LoadedSpec, platform: Platform, silver: dict[str, Snapshot], as_of: datetime
 ) -> Snapshot:
@@ -95,12 +99,14 @@ def features(
 
 
 @task(name="split", task_run_name="split", **_STEP)
+@metered()
 def split(loaded: LoadedSpec, platform: Platform, gold: Snapshot) -> Parts:
     """Train, validation and holdout, each a table of its own."""
     return split_table(loaded, platform, gold)
 
 
 @task(name="candidate", task_run_name="candidate {candidate.name}", **_STEP)
+@metered()
 def candidate_task(
     loaded: LoadedSpec, platform: Platform, run: TrainingRun, development: Development, candidate: Candidate
 ) -> CandidateResult:
@@ -109,6 +115,7 @@ def candidate_task(
 
 
 @task(name="train", task_run_name="train", **_STEP)
+@metered()
 def winner(
     loaded: LoadedSpec,
     platform: Platform,
@@ -123,6 +130,7 @@ def winner(
 
 
 @task(name="evaluate", task_run_name="evaluate", **_STEP)
+@metered()
 def evaluate(
     loaded: LoadedSpec,
     platform: Platform,
@@ -140,6 +148,7 @@ def evaluate(
 
 
 @task(name="gate", task_run_name="gate", **_STEP)
+@metered(rows=False)
 def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: Evaluation) -> GateReport:
     """Every gate that needs no registered artifact."""
     report = judge(loaded.spec.gates, evaluation)
@@ -154,6 +163,7 @@ def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: E
 
 
 @task(name="register", task_run_name="register", **_STEP)
+@metered(rows=False)
 def register(
     loaded: LoadedSpec,
     platform: Platform,
@@ -174,6 +184,7 @@ def register(
 
 
 @task(name="contract", task_run_name="contract", **_STEP)
+@metered(rows=False)
 def contract(loaded: LoadedSpec, platform: Platform, results: Sequence[TableResult]) -> str:
     """All tables' findings as an artifact and a page; stops where one is broken."""
     publish.publish_contract(loaded.name, results)
@@ -181,6 +192,7 @@ def contract(loaded: LoadedSpec, platform: Platform, results: Sequence[TableResu
 
 
 @task(name="open run", task_run_name="open run", **_STEP)
+@metered(rows=False)
 def open_training(
     loaded: LoadedSpec,
     platform: Platform,
@@ -199,6 +211,7 @@ def open_training(
 
 
 @task(name="report", task_run_name="report", **_STEP)
+@metered(rows=False)
 def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: Any) -> TrainOutcome:
     """Pages, evidence bundle and outcome."""
     outcome = conclude(loaded, platform, run, **found)

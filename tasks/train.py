@@ -29,6 +29,7 @@ from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks.champion import TRAINING_ROWS, write_training_rows
 from tasks.code_version import CodeVersion, code_version, environment_lock
+from tasks.costs import require_budget
 from tasks.frame import input_schema, model_inputs, target_values
 from tasks.metrics import Outputs, measure, outputs_of
 from tasks.pipeline import calibrated, make_estimator, make_pipeline, with_threshold, without_folds
@@ -247,6 +248,7 @@ def train_candidate(
 
     Raises:
         BudgetExceededError: the run has used up the environment's training time.
+        BudgetUsedUpError: the model has used up its budget of a day or a month.
         BadInputError: the estimator refuses its parameters or the data.
     """
     tracking = Tracking(platform)
@@ -256,6 +258,7 @@ def train_candidate(
         result = tracking.document(found.info.run_id, "candidate", CandidateResult)
         if result is not None:
             return result
+    require_budget(platform, loaded, f"candidate {candidate.name!r}")
     budget = platform.environment.budget.training_seconds
     if time.time() - run.started > budget:
         raise BudgetExceededError(
