@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from deployments.declared import Declared
 
 NumericTest = Literal["ks", "cramer_von_mises", "mannw", "t_test"]
-CategoricalTest = Literal["chisquare", "g_test", "z"]
+CategoricalTest = Literal["chisquare", "g_test"]
 Distance = Literal["wasserstein", "psi", "jensenshannon", "hellinger"]
 CategoricalDistance = Literal["psi", "jensenshannon", "hellinger", "TVD"]
 
@@ -33,8 +33,9 @@ class CategoricalDrift(Declared):
 class DriftPlan(Declared):
     """When inputs, or predictions, are said to have drifted from the champion's training data.
 
-    A window drifts if any column does, at `alpha` over all columns together; it is an alert once `needed` of the
-    last `windows` windows did, the latest among them.
+    A column drifts in a window if its p-value, adjusted for the number of columns, is below `alpha` and its distance
+    is at least what matters; it is an alert once it did in `needed` of the last `windows` windows, the newest among
+    them. Windows that overlap count once.
     """
 
     alpha: float = Field(0.01, gt=0, lt=1, description="Chance that a window without drift shows any.")
@@ -51,6 +52,11 @@ class DriftPlan(Declared):
     def _in_order(self) -> Self:
         if self.needed > self.windows:
             raise ValueError(f"`needed` ({self.needed}) cannot be more than `windows` ({self.windows})")
+        if self.sample_rows < self.minimum_rows:
+            raise ValueError(
+                f"a sample of `sample_rows` ({self.sample_rows}) has fewer rows than `minimum_rows` "
+                f"({self.minimum_rows}), so every window would be inconclusive"
+            )
         return self
 
 
