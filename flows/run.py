@@ -24,6 +24,7 @@ from flows.history_commands import history_app
 from flows.label_commands import labels_app
 from flows.options import EnvOption, JsonOption, ModelOption
 from flows.release_commands import release_app
+from flows.retrain_commands import retrain_app
 from flows.serving_commands import serving_app
 from flows.session import session
 from flows.settings import settle
@@ -49,6 +50,7 @@ spec_app = typer.Typer(help="Check, describe and draft model specs.", no_args_is
 audit_app = typer.Typer(help="Read, verify and export the ledger and the evidence.", no_args_is_help=True)
 app.add_typer(serving_app)
 app.add_typer(release_app)
+app.add_typer(retrain_app)
 app.add_typer(approval_app)
 app.add_typer(history_app)
 app.add_typer(spec_app, name="spec")

@@ -109,9 +109,7 @@ def _said(alert: Alert, standing: Sequence[DriftAck], window: Window) -> Alert:
         if found is None:
             return alert
         covering.append(found)
-    said = dict.fromkeys(
-        f"{one.reason} ({one.by}, until {one.until:%Y-%m-%d %H:%M} UTC)" for one in covering
-    )
+    said = dict.fromkeys(f"{one.reason} ({one.by}, until {one.until:%Y-%m-%d %H:%M} UTC)" for one in covering)
     return alert.model_copy(update={"acknowledged": "; ".join(said)})
 
 
