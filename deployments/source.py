@@ -67,7 +67,10 @@ class SqlSource(_Source):
 
 
 class SimulatorSource(_Source):
-    """A function `simulate(table, *, seed, **options)` that returns Arrow record batches."""
+    """A function `simulate(table, *, seed, **options)` that returns Arrow record batches.
+
+    If it has a parameter `until`, it is told the moment that the run looks from, and gives what was known then.
+    """
 
     kind: Literal["simulator"] = "simulator"
     function: str = Field(pattern=r"^[\w.]+:\w+$", description="`package.module:function`")

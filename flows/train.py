@@ -42,7 +42,7 @@ def train(
     clock, standing = clock_of(loaded, as_of), standing_champion(platform, loaded.name)
 
     bronze = {
-        name: steps.ingest(loaded, platform, name, place)
+        name: steps.ingest(loaded, platform, name, place, clock)
         for name, place in chosen_sources(loaded, source).items()
     }
     tables = [

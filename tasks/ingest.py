@@ -4,7 +4,9 @@ Everything streams in record batches, so memory does not grow with the source.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,15 +33,19 @@ _BATCH_ROWS = 131_072
 _READ_BYTES = 1 << 20
 
 
-def ingest_table(loaded: LoadedSpec, platform: Platform, name: str, source: Source) -> Snapshot:
+def ingest_table(
+    loaded: LoadedSpec, platform: Platform, name: str, source: Source, until: datetime | None = None
+) -> Snapshot:
     """Store one source as the newest bronze version of its table; the same content again is the same version.
+
+    A simulated source has what was known at `until`; any other has what it has.
 
     Raises:
         BadInputError: the source is missing, empty, unreadable, or lacks columns the contract asks for.
     """
     contract = loaded.spec.contract[name]
     where = f"{describe(source)} (table {name!r})"
-    received = read_source(source, contract, platform, beside=loaded.path.parent)
+    received = read_source(source, contract, platform, beside=loaded.path.parent, until=until)
     _expect_columns(received.schema.names, contract, where)
     kept = storable(without_personal_data(received, contract, platform))
     stream = _not_empty(_ordered(kept, source.clustering, platform), where)
@@ -47,9 +53,13 @@ def ingest_table(loaded: LoadedSpec, platform: Platform, name: str, source: Sour
 
 
 def read_source(
-    source: Source, contract: TableContract, platform: Platform, beside: Path
+    source: Source,
+    contract: TableContract,
+    platform: Platform,
+    beside: Path,
+    until: datetime | None = None,
 ) -> pa.RecordBatchReader:
-    """Open a source as a stream of record batches.
+    """Open a source as a stream of record batches; a simulated one ends at `until`.
 
     Raises:
         BadInputError: missing, empty, half-written or wrongly encoded input, with the place where it goes
@@ -68,7 +78,7 @@ def read_source(
         case SqlSource():
             return read_sql(source, contract, platform, beside)
         case SimulatorSource():
-            return _simulate(source)
+            return _simulate(source, until)
 
 
 def describe(source: Source) -> str:
@@ -134,14 +144,18 @@ def _scan(dataset: ds.Dataset, path: str) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(scanner.projected_schema, batches())
 
 
-def _simulate(source: SimulatorSource) -> pa.RecordBatchReader:
+def _simulate(source: SimulatorSource, until: datetime | None) -> pa.RecordBatchReader:
+    """What the function gives; it is told the moment if it has a parameter for it."""
     module_name, _, function = source.function.partition(":")
     try:
         simulate = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError):
         raise BadInputError(f"simulator {source.function}: there is no such function") from None
+    clock = (
+        {"until": until} if until is not None and "until" in inspect.signature(simulate).parameters else {}
+    )
     try:
-        stream: pa.RecordBatchReader = simulate(source.table, seed=source.seed, **source.options)
+        stream: pa.RecordBatchReader = simulate(source.table, seed=source.seed, **{**source.options, **clock})
     except (TypeError, ValueError) as error:
         raise BadInputError(f"simulator {source.function}: {error}") from None
     return stream

@@ -71,9 +71,11 @@ _STEP: dict[str, Any] = {
 
 @task(name="ingest", task_run_name="ingest {name}", **_STEP)
 @metered()
-def ingest(loaded: LoadedSpec, platform: Platform, name: str, source: Source) -> Snapshot:
+def ingest(
+    loaded: LoadedSpec, platform: Platform, name: str, source: Source, until: datetime | None = None
+) -> Snapshot:
     """One source as a bronze snapshot."""
-    return ingest_table(loaded, platform, name, source)
+    return ingest_table(loaded, platform, name, source, until)
 
 
 @task(name="validate", task_run_name="validate {name}", **_STEP)

@@ -118,16 +118,27 @@ class Scenario:
         return cls(**{name: _day(name, v) if name in {"start", "end"} else v for name, v in options.items()})
 
 
-def simulate(table: str, *, seed: int, **options: Any) -> pa.RecordBatchReader:
+def simulate(table: str, *, seed: int, until: datetime | None = None, **options: Any) -> pa.RecordBatchReader:
     """The table `claims` of a scenario, as a stream of batches of up to 65,536 rows.
 
-    Claims come ordered by `received_date`, `claim_id`. Raises ValueError for an unknown table or option, or a
-    value that makes no sense.
+    Claims come ordered by `received_date`, `claim_id`; with `until`, a moment with a time zone, those that were
+    received by then. Raises ValueError for an unknown table or option, or a value that makes no sense.
     """
     if table != "claims":
         raise ValueError(f"unknown table {table!r}; the claims simulator has claims")
     _require_whole("seed", seed, 0, 2**64 - 1)
-    return pa.RecordBatchReader.from_batches(CLAIMS_SCHEMA, _claim_batches(Scenario.of(options), seed))
+    batches = _claim_batches(Scenario.of(options), seed)
+    return pa.RecordBatchReader.from_batches(
+        CLAIMS_SCHEMA, batches if until is None else _received(batches, until)
+    )
+
+
+def _received(batches: Iterator[pa.RecordBatch], moment: datetime) -> Iterator[pa.RecordBatch]:
+    """What had been received by a moment."""
+    for batch in batches:
+        known = batch.filter(pc.less_equal(batch.column("received_date"), pa.scalar(moment, _TIMESTAMP)))
+        if known.num_rows:
+            yield known
 
 
 class _Stage(IntEnum):
