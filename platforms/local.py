@@ -20,7 +20,8 @@ from platforms.data_plane import LocalDataPlane
 from platforms.lock import held
 from platforms.observations import LocalObservations
 from platforms.online_store import publish_online
-from platforms.platform import MlflowAddresses
+from platforms.platform import MlflowAddresses, Predictions
+from platforms.predictions import folded
 from platforms.snapshot import Snapshot
 from platforms.tables import DeltaTables
 
@@ -94,6 +95,10 @@ class LocalPlatform:
     def observations(self, endpoint: str, since: datetime, timeout_seconds: float = 10) -> LocalObservations:
         """A process that reads the prediction log under this data root."""
         return LocalObservations(self.root, endpoint, since, timeout_seconds)
+
+    def predictions(self, endpoint: str) -> Predictions | None:
+        """The table that the prediction log under this data root is folded into, by a process of its own."""
+        return folded(self.root, endpoint)
 
     def identity(self) -> str:
         """The git user's address, or the login name and host."""

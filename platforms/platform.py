@@ -148,6 +148,27 @@ class Observations(Protocol):
     def __exit__(self, *_: Any) -> None: ...
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """The prediction log of one endpoint as a table, with everything that was logged until it was asked for.
+
+    `dataset` has one row a predicted row, and one for a request that was refused: request_date, databricks_request_id,
+    request_time (UTC), status_code, execution_duration_ms, requester, served_entity_name, model_version, shadow (a
+    copy whose answer nobody saw), row (its place in the request), entity (a map of the keys, as text), prediction (as
+    text: JSON but for quotes), prediction_number, score, error, and `features`, a struct of the inputs of all versions.
+    Rows stand in an order that later ones do not change.
+
+    `new_rows` and `new_requests` were not in it before, `corrupt` says where the log was found to be damaged now, and
+    `lost` when how many requests were found to have been answered and not logged, as far back as that is kept.
+    """
+
+    dataset: ds.Dataset
+    new_rows: int
+    new_requests: int
+    corrupt: tuple[str, ...]
+    lost: tuple[tuple[datetime, int], ...]
+
+
 class Platform(Protocol):
     """A place to run: names, tables, MLflow, identity, secrets and folders for files.
 
@@ -228,6 +249,14 @@ class Platform(Protocol):
 
         They are followed as they are logged: a poll takes milliseconds once what came before is read. One that has
         no answer in time raises.
+        """
+        ...
+
+    def predictions(self, endpoint: str) -> Predictions | None:
+        """Every request that an endpoint has answered until now; None where it never logged any.
+
+        Raises:
+            ContenderError: the log cannot be read now; nothing of it is lost.
         """
         ...
 

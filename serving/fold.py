@@ -10,6 +10,7 @@ import fcntl
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -61,6 +62,9 @@ _FORBIDDEN = str.maketrans(dict.fromkeys(" ,;{}()\n\t=", "_"))
 _NO_TIME = -(1 << 63)
 
 FEATURES = "features"
+
+LOST_AT = "contender.lost_at"
+"""Noted by a commit: when how many requests were found not to be logged, as pairs of epoch seconds and counts."""
 
 _COLUMNS = pa.schema(
     [
@@ -254,6 +258,16 @@ class PredictionTable:
         )
         self._delta = self._opened()
 
+    def lost(self) -> list[tuple[int, int]]:
+        """When how many requests were answered and not logged: epoch seconds and counts, as far back as is noted."""
+        found: Counter[int] = Counter()
+        for commit in self._delta.history() if self._delta is not None else ():
+            at = commit.get(LOST_AT)
+            noted = orjson.loads(at) if at else [(commit["timestamp"] // 1000, commit.get("contender.lost", 0))]
+            for second, count in noted:
+                found[second] += int(count)
+        return sorted((second, count) for second, count in found.items() if count)
+
     def force(self) -> None:
         """Force what was committed onto the disk, so that the segments that it came from may go."""
         if self.version is None or self._forced == self.version:
@@ -300,7 +314,7 @@ class _Folding:
     finished: list[tuple[Path, bool]] = field(default_factory=list)
     pending_rows: int = 0
     pending_bytes: int = 0
-    pending_lost: int = 0
+    pending_lost: Counter[int] = field(default_factory=Counter)
     pending_corrupt: int = 0
     rows: int = 0
     requests: int = 0
@@ -359,14 +373,16 @@ class _Folding:
         if self.progress:
             notes = {
                 "contender.rows": str(self.pending_rows),
-                "contender.lost": str(self.pending_lost),
+                "contender.lost": str(self.pending_lost.total()),
+                LOST_AT: orjson.dumps(sorted(self.pending_lost.items())).decode(),
                 "contender.corrupt": str(self.pending_corrupt),
             }
             self.table.append(_as_one(self.batches, self.fields), self.progress, notes)
             self.rows += self.pending_rows
-            self.lost += self.pending_lost
+            self.lost += self.pending_lost.total()
         self.batches, self.progress = [], {}
-        self.pending_rows = self.pending_bytes = self.pending_lost = self.pending_corrupt = 0
+        self.pending_rows = self.pending_bytes = self.pending_corrupt = 0
+        self.pending_lost = Counter()
         finished, self.finished = self.finished, []
         if finished:
             self.table.force()
@@ -421,7 +437,7 @@ class _Rows:
         self.places = places
         self.count = 0
         self.requests = 0
-        self.lost = 0
+        self.lost: Counter[int] = Counter()
         self._header = header
         self._plain: dict[str, list[Any]] = {name: [] for name in _COLUMNS.names}
         self._features: list[list[Any]] = [[] for _ in places]
@@ -430,7 +446,7 @@ class _Rows:
     def add(self, record: Mapping[str, Any], end: int) -> None:
         """Take in one record: a row for each predicted row, one row for a request that was refused."""
         if "lost" in record:
-            self.lost += int(record["lost"])
+            self.lost[record["time"] // 1_000_000_000] += int(record["lost"])
             return
         columns, predictions, scores = record["columns"], record["predictions"], record["scores"]
         rows = record["rows"] if columns is not None or predictions is not None else 1
@@ -605,10 +621,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         result = fold(given.root, given.endpoint)
+        path = Folders(given.root.absolute()).predictions(given.endpoint)
+        lost_at = PredictionTable(path).lost()
     except ContenderError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    folded = asdict(result) | {"folded_at": datetime.now(UTC)}
+    folded = asdict(result) | {"folded_at": datetime.now(UTC), "table": str(path), "lost_at": lost_at}
     sys.stdout.write(orjson.dumps(folded).decode() + "\n")
     return 0
 

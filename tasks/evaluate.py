@@ -123,14 +123,20 @@ class Evaluation(Declared):
 
 
 @dataclass(frozen=True)
-class _Holdout:
-    """The holdout as evaluation sees it; nothing else does."""
+class Answered:
+    """Rows with what was said of them and what was true; `clusters` tells which rows are of one entity."""
 
     rows: pa.Table
-    inputs: pd.DataFrame
     truth: np.ndarray
     said: Outputs
     clusters: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Holdout(Answered):
+    """The holdout as evaluation sees it; nothing else does."""
+
+    inputs: pd.DataFrame
 
 
 def evaluate_challenger(
@@ -207,7 +213,7 @@ def _measure(
             name: estimate(name, held.truth, held.said, bootstrap, weights)
             for name in spec.evaluation.metrics
         }
-        slices, skipped = _slices(spec, held, bootstrap)
+        slices, skipped = slices_of(spec, held, bootstrap)
     with stage("compare with the champion"):
         comparison = _compare(platform, spec, held, standing, bootstrap)
     with stage("probe the model"):
@@ -222,7 +228,7 @@ def _measure(
         slices=slices,
         skipped_slices=skipped,
         comparison=comparison,
-        groups=_groups(spec, held),
+        groups=groups_of(spec, held),
         calibration=calibration(held.truth, held.said) if spec.target.kind is TaskKind.BINARY else None,
         megabytes=trained.bytes / 1e6,
         deciles=_deciles(held.said) if spec.target.kind is TaskKind.REGRESSION else (),
@@ -240,11 +246,11 @@ def _look_at(holdout: Part, model: Any, platform: Platform, spec: ModelSpec) -> 
     belong = fold_columns(spec)[0] or spec.features.entity
     keys = pd.DataFrame({name: rows.column(name).to_pandas() for name in belong})
     clusters = np.asarray(keys.groupby(list(belong), sort=False, dropna=False).ngroup())
-    return _Holdout(rows, inputs, truth, outputs_of(model, inputs, spec.target), clusters)
+    return _Holdout(rows, truth, outputs_of(model, inputs, spec.target), clusters, inputs)
 
 
-def _slices(
-    spec: ModelSpec, held: _Holdout, bootstrap: Bootstrap
+def slices_of(
+    spec: ModelSpec, held: Answered, bootstrap: Bootstrap
 ) -> tuple[tuple[SliceResult, ...], tuple[str, ...]]:
     """The selection metric on each slice that is large enough, and the names of those that are not."""
     metric, found, skipped = spec.training.metric, [], []
@@ -323,7 +329,7 @@ def _ask_champion(
     return kept, said
 
 
-def _groups(spec: ModelSpec, held: _Holdout) -> tuple[Group, ...]:
+def groups_of(spec: ModelSpec, held: Answered) -> tuple[Group, ...]:
     """Each group of each attribute that a fairness gate names, by fairlearn's MetricFrame."""
     gates = [gate for gate in spec.gates if isinstance(gate, FairnessGate)]
     wanted: dict[str, set[str]] = {}
@@ -337,7 +343,7 @@ def _groups(spec: ModelSpec, held: _Holdout) -> tuple[Group, ...]:
 
 
 def _groups_of(
-    attribute: str, values: np.ndarray, metrics: list[str], spec: ModelSpec, held: _Holdout
+    attribute: str, values: np.ndarray, metrics: list[str], spec: ModelSpec, held: Answered
 ) -> list[Group]:
     rates: Mapping[str, Mapping[str, float]] = {}
     truth = decided = np.zeros(len(values), dtype=bool)
