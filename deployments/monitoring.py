@@ -27,7 +27,7 @@ class CategoricalDrift(Declared):
 
     test: CategoricalTest = "chisquare"
     distance: CategoricalDistance = "jensenshannon"
-    matters: float = Field(0.15, gt=0, description="A smaller distance is no drift, however certain.")
+    matters: float = Field(0.1, gt=0, description="A smaller distance is no drift, however certain.")
 
 
 class DriftPlan(Declared):

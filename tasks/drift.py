@@ -49,7 +49,7 @@ def drift_rows(
 
     Kind `drift` has a row for each feature: metric, value and threshold are the plan's distance, the distance found
     and what matters; where numbers were missing on either side, a second row, `missing_<distance>`, compares how many.
-    The row `drifted_columns`, with no subject, counts features. Kind `prediction_drift` has `prediction` as its subject. A
+    The row `drifted_columns`, with no subject, counts features. Kind `prediction_drift` has the subject `prediction`. A
     column with less than `plan.minimum_rows` values on either side is inconclusive; so is all of a smaller window,
     on which Evidently is not run.
 
