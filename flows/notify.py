@@ -1,15 +1,6 @@
-"""Notifications of a release: an event of Prefect's for each thing people wait for, and messages where asked for.
+"""Notifications of a release: an event of Prefect's for each thing people wait for, and messages where asked for."""
 
-Events go to the Prefect server that the run has, where automations may take them up. Messages go through Prefect's
-own notification blocks (Slack, Teams, e-mail, a webhook), to those that the environment names: by default to nobody.
-"""
-
-from typing import Any
-
-from prefect.events import emit_event
-from prefect.logging import get_logger
-
-from deployments.errors import first_line
+from flows.events import tell
 from tasks.decide import Action, Wait
 from tasks.release_control import Controller
 from tasks.release_record import Release, ReleaseStore, State
@@ -46,12 +37,11 @@ class Notifier:
         """Tell it, unless this or an earlier process of the release has."""
         if not self._store.first_time(release.id, f"told-{what}{which}"):
             return
-        emit_event(
+        tell(
             f"contender.release.{what}",
-            resource={
-                "prefect.resource.id": f"contender.model.{release.environment}.{release.model}",
-                "prefect.resource.name": release.challenger.name,
-            },
+            model=release.model,
+            environment=release.environment,
+            name=release.challenger.name,
             payload={
                 "release": release.id,
                 "model": release.model,
@@ -61,21 +51,7 @@ class Notifier:
                 "state": str(release.state),
                 "reason": said,
             },
+            subject=f"{release.challenger.name} version {release.challenger.version}: {what.replace('_', ' ')}",
+            said=said,
+            blocks=self._blocks,
         )
-        subject = f"{release.challenger.name} version {release.challenger.version}: {what.replace('_', ' ')}"
-        for slug in self._blocks:
-            try:
-                _block(slug).notify(body=said, subject=subject)
-            except Exception as error:  # noqa: BLE001 - whatever the messenger lacks, the release goes on
-                get_logger("contender").warning("%s was not told: %s: %s", slug, subject, first_line(error))
-
-
-def _block(slug: str) -> Any:
-    """The notification block of that name, as `slack-webhook/releases`; its `notify` is synchronous here."""
-    from prefect.blocks.abstract import NotificationBlock
-    from prefect.blocks.core import Block
-
-    block = Block.load(slug)
-    if not isinstance(block, NotificationBlock):
-        raise TypeError(f"{slug} is no notification block")
-    return block

@@ -22,6 +22,7 @@ from deployments.errors import BadInputError, ContenderError
 from flows.approval_commands import approval_app
 from flows.history_commands import history_app
 from flows.label_commands import labels_app
+from flows.monitoring_commands import monitoring_app
 from flows.options import EnvOption, JsonOption, ModelOption
 from flows.release_commands import release_app
 from flows.retrain_commands import retrain_app
@@ -50,6 +51,7 @@ spec_app = typer.Typer(help="Check, describe and draft model specs.", no_args_is
 audit_app = typer.Typer(help="Read, verify and export the ledger and the evidence.", no_args_is_help=True)
 app.add_typer(serving_app)
 app.add_typer(release_app)
+app.add_typer(monitoring_app)
 app.add_typer(retrain_app)
 app.add_typer(approval_app)
 app.add_typer(history_app)

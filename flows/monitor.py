@@ -1,0 +1,149 @@
+"""Monitor: what the champion met in one window of live traffic, how well it did, and who must know."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from deployments.spec import LoadedSpec
+from flows.events import emit
+from flows.prepare import prepare, run_name
+from platforms.platform import Platform
+from tasks import monitor as parts
+from tasks.metering import metered
+from tasks.monitor_window import Watched, watch, window_of
+from tasks.monitoring_record import MetricRow, MonitorOutcome, Window
+from tasks.steps import worth_trying_again
+
+__all__ = ["monitor"]
+
+_STEP: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 2,
+    "retry_delay_seconds": [1, 5],
+    "retry_condition_fn": worth_trying_again,
+}
+
+
+@task(name="fold", task_run_name="fold the prediction log", **_STEP)
+@metered(rows=False)
+def fold(loaded: LoadedSpec, platform: Platform, window: Window) -> Watched:
+    """Everything logged until now in its table, and who answered in the window."""
+    return watch(platform, loaded, window)
+
+
+@task(name="service levels", task_run_name="service levels", **_STEP)
+@metered(rows=False)
+def service_levels(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:  # noqa: ARG001
+    """Latency, errors and availability; the platform is where its cost is written down."""
+    return parts.service_part(loaded, watched)
+
+
+@task(name="inputs", task_run_name="live inputs", **_STEP)
+@metered(rows=False)
+def inputs(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
+    """What callers sent, against the contract."""
+    return parts.inputs_part(loaded, platform, watched)
+
+
+@task(name="drift", task_run_name="drift", **_STEP)
+@metered(rows=False)
+def drift(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
+    """Inputs and predictions, against training data."""
+    return parts.drift_part(loaded, platform, watched)
+
+
+@task(name="quality", task_run_name="quality", **_STEP)
+@metered(rows=False)
+def quality(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
+    """Answers against the labels that are known by now."""
+    return parts.quality_part(loaded, platform, watched)
+
+
+@task(name="budget", task_run_name="budget", **_STEP)
+@metered(rows=False)
+def budget(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
+    """What the line has cost, against what it may."""
+    from tasks.costs import budget_rows
+
+    return list(budget_rows(platform, loaded, watched.version, watched.window))
+
+
+@task(name="keep", task_run_name="keep and report", **_STEP)
+@metered(rows=False)
+def keep(
+    loaded: LoadedSpec, platform: Platform, watched: Watched, rows: Sequence[MetricRow]
+) -> MonitorOutcome:
+    """The window's rows in the table and beside the version's run, its page, and its alerts."""
+    return parts.concluded(loaded, platform, watched, rows)
+
+
+@flow(name="monitor", flow_run_name=run_name("monitor"), description=__doc__)
+def monitor(
+    model: str,
+    env: str = "dev",
+    window: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> MonitorOutcome:
+    """Fold the log, join labels, and look at drift, quality, service levels, inputs and costs of one window.
+
+    A window that is looked at again replaces what was found in it before, and tells no alert twice.
+
+    Args:
+        model: A model under deployments/models, or the path of a model.yaml.
+        env: An environment under deployments/environments.
+        window: How long it is, as 7d, 12h or 30min; as the spec says by default.
+        since: Its first moment (UTC where it has no zone).
+        until: The first moment after it; the last multiple of the spec's `every_hours` by default.
+
+    Raises:
+        BadInputError: no champion, or a window that is none or is still to come.
+        BusyError: somebody monitors the model already.
+        ContenderError: the log cannot be read, or the champion's files are not what was recorded.
+    """
+    loaded, platform = prepare(model, env)
+    span = window_of(loaded.spec.monitoring, window, since, until)
+    name = platform.endpoint(loaded.name)
+    with platform.alone(f"monitor-{name}", f"{name} is being monitored by another process"):
+        watched = fold(loaded, platform, span)
+        rows = [
+            row
+            for part in (service_levels, inputs, drift, quality, budget)
+            for row in part(loaded, platform, watched)
+        ]
+        outcome = keep(loaded, platform, watched, rows)
+    _publish(outcome, rows)
+    for alert in outcome.alerts:
+        emit(platform, alert, outcome)
+    return outcome
+
+
+def _publish(outcome: MonitorOutcome, rows: Sequence[MetricRow]) -> None:
+    """The window in the Prefect UI: what it came to, and every row that was judged."""
+    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+    from tasks.monitoring_report import monitoring_markdown
+
+    key = f"{outcome.name}-monitoring".lower().replace("_", "-")
+    create_markdown_artifact(
+        key=key,
+        markdown=monitoring_markdown(outcome),
+        description=f"{outcome.name} version {outcome.version}",
+    )
+    judged = [
+        {
+            "part": row.kind,
+            "metric": row.metric,
+            "of": row.subject,
+            "verdict": str(row.verdict),
+            "value": "" if row.value is None else f"{row.value:,.4g}",
+            "bound": "" if row.threshold is None else f"{row.threshold:,.4g}",
+            "reason": row.reason,
+        }
+        for row in rows
+        if row.verdict is not None
+    ]
+    create_table_artifact(key=f"{key}-rows", table=judged, description="Every row that was judged.")

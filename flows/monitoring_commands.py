@@ -1,0 +1,101 @@
+"""The command that looks at live traffic."""
+
+from contextlib import nullcontext
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.options import EnvOption, JsonOption, ModelOption
+from flows.session import session
+
+if TYPE_CHECKING:
+    from tasks.monitoring_record import MonitorOutcome
+
+monitoring_app = typer.Typer()
+
+_MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"]
+
+
+@monitoring_app.command()
+def monitor(
+    model: ModelOption = "churn",
+    env: EnvOption = "dev",
+    window: Annotated[
+        str | None,
+        typer.Option("--window", help="Another length than the spec's: 7d, 12h or 30min."),
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option("--since", help="The window's first moment (UTC); it ends now.", formats=_MOMENTS),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option("--until", help="The first moment after the window (UTC).", formats=_MOMENTS),
+    ] = None,
+    retrain: Annotated[
+        bool,
+        typer.Option("--retrain", help="Retrain in this process where an alert and the spec ask for it."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at drift, quality, service levels and inputs of a window of live traffic; labels count as known by now."""
+    from flows import console, prepare
+    from flows.monitor import monitor as monitor_flow
+    from flows.server import served
+
+    session.as_json |= as_json
+    quiet = session.verbose or session.as_json
+    with (
+        nullcontext() if quiet else console.stages_shown(),
+        served(lambda: prepare.opened(model, env)),
+    ):
+        outcome = monitor_flow(model, env, window, since, until)
+        if session.as_json:
+            typer.echo(outcome.model_dump_json())
+        else:
+            _show(outcome)
+        if retrain:
+            _retrain(outcome, env, model)
+
+
+def _retrain(outcome: "MonitorOutcome", env: str, model: str) -> None:
+    from flows import console
+    from flows.retrain import retrain_for
+
+    done = retrain_for(outcome, env, model)
+    if session.as_json:
+        return
+    if done is None:
+        console.out.print("No alert asks for a retraining.")
+    else:
+        console.out.print(f"Retraining: {getattr(done, 'reason', '') or done}", soft_wrap=True, markup=False)
+
+
+def _show(outcome: "MonitorOutcome") -> None:
+    from rich.text import Text
+
+    from flows import console
+    from tasks.monitoring_alerts import told_apart
+    from tasks.release_report import moment
+
+    console.out.print(
+        Text.assemble(
+            (f"{outcome.name} version {outcome.version}", "bold"),
+            f"  {moment(outcome.window.start)} to {moment(outcome.window.end)}: {outcome.requests:,} requests, "
+            f"{outcome.rows:,} rows, {outcome.labelled:,} with labels",
+        ),
+        soft_wrap=True,
+    )
+    table = console.new_table("", "part", "verdict")
+    for kind, verdict in outcome.verdicts.items():
+        table.add_row(kind.replace("_", " "), console.coloured(verdict))
+    console.out.print(table)
+    console.out.print(told_apart(outcome.verdicts), soft_wrap=True, highlight=False)
+    for alert in outcome.alerts:
+        said = f" (acknowledged: {alert.acknowledged})" if alert.acknowledged else ""
+        style = "dim" if alert.acknowledged else "bold red"
+        console.out.print(Text.assemble((alert.event, style), f"{said}: {alert.reason}"), soft_wrap=True)
+    for problem in outcome.problems:
+        console.out.print(Text(problem, style="yellow"), soft_wrap=True)
+    console.show_where([("Report", outcome.report)])
