@@ -13,8 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import orjson
@@ -157,6 +159,95 @@ def main() -> None:
         rows,
         f"{RATE:g} requests a second from one Python client, each from another caller. Seconds of a way back are "
         "those from the look that decided it to the champion answering everybody.",
+    )
+
+
+# Back from harm -----------------------------------------------------------------------------------------------
+
+
+def _harms(folder: Path) -> list[tuple[str, ...]]:
+    """Challengers that are good until callers are given to them: seconds back, and what callers saw of that.
+
+    The model obeys a file, as the tests' own does; its plan has one canary step of 50 %.
+    """
+    from deployments.environment import Environment
+    from deployments.spec import load_spec
+    from platforms.local import LocalPlatform
+    from tests.release.chameleon import BEHAVIOUR
+    from tests.release.conftest import ENVIRONMENT as SMALL
+    from tests.release.conftest import Line, make
+
+    made = folder / "harms"
+    made.mkdir()
+    make(made)
+    rows = []
+    for how in ("error", "slow", "shift", "stopped"):
+        home = folder / f"home-{how}"
+        shutil.copytree(made / "home", home)
+        os.environ |= {"CONTENDER_HOME": str(home), BEHAVIOUR: str(folder / "behaviour")}
+        environment = Environment.model_validate(SMALL)
+        loaded = load_spec(made / "model.yaml")
+        line = Line(home, loaded.path, loaded, LocalPlatform(environment, home / "data"), folder / "behaviour")
+        line.plan(
+            steps=[{"percentage": 50, "minimum_requests": 1000, "maximum_seconds": 120}],
+            analysis={"quality": None},
+        )
+        line.behave("good")
+        line.up()
+        try:
+            rows.append(_harmed(line, how))
+        finally:
+            line.platform.data_plane.down()
+    return rows
+
+
+def _harmed(line: Any, how: str) -> tuple[str, ...]:
+    began: list[float] = []
+    workers: list[int] = []
+
+    def harm(control: Any) -> None:
+        if control.release.state != "canary" or not control.look or began:
+            return
+        began.append(time.time())
+        if how != "stopped":
+            line.behave(how)
+            return
+        entities = line.platform.data_plane.status()["endpoints"][control.release.endpoint]["entities"]
+        for one in entities:
+            if one["name"] == "v2":
+                workers.extend(int(worker["pid"]) for worker in one["workers"])
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+
+    url = line.endpoint["url"]
+    random = Random(1)
+
+    def ask(number: int) -> tuple[bytes, dict[str, str]]:
+        row = {"a": random.gauss(0, 2), "b": random.gauss(0, 2)}
+        return orjson.dumps({"dataframe_records": [row]}), {"x-caller-id": f"c{number}"}
+
+    found: list[Any] = []
+    offset = time.time() - time.monotonic()
+
+    def meanwhile() -> None:
+        found.append(line.release(look=harm, seconds=180))
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        time.sleep(2)
+
+    answers = asyncio.run(hammer(url, ask, connections=64, seconds=1, rate=RATE / 2, meanwhile=meanwhile))
+    release = found[0]
+    assert release.state == "rolled_back", release.history[-1].reason
+    effective = release.history[-1].effective.timestamp() - offset
+    after = failed([one for one in answers if one.asked > effective])
+    assert not after, f"{after} requests failed after the champion had everything"
+    seen = release.history[-1].observed.timestamp() - began[0]
+    return _row(
+        f"back from a challenger: {how}",
+        seconds_back(release),
+        answers,
+        f"seen {seen:.1f} s after it began; failed after the way back: {after}; {release.history[-1].reason}",
     )
 
 

@@ -87,6 +87,9 @@ class RequestLimits(Declared):
         description="Requests that may wait in one worker; the next is told 429 and when to come again.",
     )
     timeout_seconds: float = Field(30, gt=0)
+    silent_seconds: float = Field(
+        10, gt=0, description="A worker that does not say for so long how it is, is ended and started anew."
+    )
     drain_seconds: float = Field(
         10, ge=0, description="How long a worker that is stopped finishes what it has."
     )

@@ -94,6 +94,11 @@ class Child:
             await process.wait()
         self._process = None
 
+    def kill(self) -> None:
+        """End it at once, unasked."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     def said_last(self) -> str:
         """The last line in its log, for people."""
         try:

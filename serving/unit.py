@@ -35,6 +35,10 @@ class Sources:
     """The file that holds `serving`."""
 
 
+SILENT_ASKS = 3
+"""A worker counts as silent only if it left so many questions unanswered: time alone may have been our own pause."""
+
+
 class Worker:
     """One scorer process."""
 
@@ -43,6 +47,19 @@ class Worker:
         self.port = 0
         self.ready = False
         self.health: dict[str, Any] = {}
+        self._unanswered = 0
+        self._answered_at = 0.0
+
+    def answered(self, health: dict[str, Any], *, ready: bool) -> None:
+        """It said how it is."""
+        self.health, self.ready = health, ready
+        self._unanswered, self._answered_at = 0, time.monotonic()
+
+    def silent(self, seconds: float) -> bool:
+        """It did not, once more; whether it was ready and has now been silent for so long."""
+        self._unanswered += 1
+        late = time.monotonic() - self._answered_at
+        return self.ready and self._unanswered >= SILENT_ASKS and late >= seconds
 
     def status(self) -> dict[str, Any]:
         """For people and metrics."""
@@ -128,16 +145,16 @@ class Unit:
         """Ask every worker how it is; one that does not say that it is ready is taken out."""
         await asyncio.gather(*(self._ask(worker, session) for worker in self.workers if worker.child.alive))
 
-    @staticmethod
-    async def _ask(worker: Worker, session: "aiohttp.ClientSession") -> None:
+    async def _ask(self, worker: Worker, session: "aiohttp.ClientSession") -> None:
         import aiohttp
 
         try:
             async with session.get(f"http://127.0.0.1:{worker.port}/health") as answer:
-                worker.health = await answer.json()
-                worker.ready = answer.status == 200
+                worker.answered(await answer.json(), ready=answer.status == 200)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             # One that is busy may be late to answer; one that died is seen by its process.
+            if worker.silent(self._sources.serving.limits.silent_seconds):
+                worker.child.kill()
             worker.ready = worker.ready and worker.child.alive
 
     def _fetch(self) -> None:

@@ -60,8 +60,10 @@ class _Column:
 
 @dataclass
 class Arm:
-    """What one version answered, oldest first: failed or not, and of what it did not fail milliseconds, when that was
-    answered (seconds since 1970), and scores."""
+    """What one version answered, oldest first: failed or not, and what there is of answers that did not fail.
+
+    That is milliseconds, when it was answered (seconds since 1970), scores and losses.
+    """
 
     requests: int = 0
     errors: int = 0

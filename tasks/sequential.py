@@ -10,7 +10,8 @@ Sources: betting on a bounded mean, Waudby-Smith & Ramdas 2023, "Estimating mean
 betting" (section 4, theorem 3 for the capital; the fractions here are a fixed mixture, their section on mixture
 methods, instead of predictable plug-ins); confidence sequences and Ville's inequality, Howard, Ramdas, McAuliffe &
 Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences" (section 1); mixtures, Robbins 1970;
-latencies by comparing neighbours, the rank test of Mann & Whitney 1947 taken group by group; sample ratio, Lindon & Malek 2022, "Anytime-valid inference for multinomial count data" (section 2);
+latencies by comparing neighbours: the rank test of Mann & Whitney 1947 taken group by group;
+sample ratio, Lindon & Malek 2022, "Anytime-valid inference for multinomial count data" (section 2);
 always-valid decisions in experiments, Johari, Koomen, Pekelis & Walsh 2017 and 2022.
 """
 

@@ -164,6 +164,23 @@ def test_killed_workers_and_gateways_are_started_again(plane):
     assert plane.workers("champion")[0]["restarts"] == 1
 
 
+def test_a_worker_that_hangs_is_started_anew(plane):
+    limits = {**plane.given["serving"]["limits"], "silent_seconds": 0.5}
+    plane.up(serving={**plane.given["serving"], "limits": limits})
+    plane.serve()
+    worker = plane.workers("champion")[0]
+
+    os.kill(worker["pid"], signal.SIGSTOP)
+
+    def back():
+        again = plane.workers("champion")[0]
+        return again["ready"] and again["pid"] != worker["pid"]
+
+    eventually(back)
+    assert eventually(lambda: plane.ask()[0] == 200)
+    assert plane.workers("champion")[0]["restarts"] == 1
+
+
 def test_a_version_that_is_not_there_leaves_the_traffic_as_it_was(plane):
     plane.up()
     plane.serve()
