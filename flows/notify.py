@@ -1,12 +1,14 @@
 """Notifications of a release: an event of Prefect's for each thing people wait for, and messages where asked for."""
 
 from flows.events import tell
+from platforms.platform import Platform
 from tasks.decide import Action, Wait
 from tasks.release_control import Controller
 from tasks.release_record import Release, ReleaseStore, State
+from tasks.rollback import RollbackOutcome
 from tasks.verdict import Verdict
 
-__all__ = ["Notifier"]
+__all__ = ["Notifier", "tell_rollback"]
 
 _ENDS = {State.PROMOTED: "promoted", State.ROLLED_BACK: "rolled_back", State.REJECTED: "rejected"}
 
@@ -55,3 +57,31 @@ class Notifier:
             said=said,
             blocks=self._blocks,
         )
+
+
+def tell_rollback(platform: Platform, outcome: RollbackOutcome) -> None:
+    """Tell of a rollback that a person made, unless the process that controlled the release has."""
+    if outcome.release is not None:
+        store = ReleaseStore(platform, outcome.model)
+        release = store.load(outcome.release)
+        if release.state in _ENDS and not store.first_time(release.id, f"told-{_ENDS[release.state]}"):
+            return
+    name = platform.registered_model(outcome.model)
+    tell(
+        "contender.release.rolled_back",
+        model=outcome.model,
+        environment=platform.environment.name,
+        name=name,
+        payload={
+            "release": outcome.release,
+            "model": outcome.model,
+            "environment": platform.environment.name,
+            "version": outcome.left,
+            "champion": outcome.version,
+            "state": str(State.ROLLED_BACK),
+            "reason": outcome.reason,
+        },
+        subject=f"{name}: rolled back to version {outcome.version}",
+        said=outcome.reason,
+        blocks=platform.environment.notify,
+    )

@@ -219,16 +219,11 @@ def _concluded(platform: Platform, control: Controller) -> ReleaseOutcome:
     """The report, the completed evidence, and what came of it; what cannot be written is said, and hides nothing."""
     from prefect.artifacts import create_markdown_artifact
 
-    from tasks.evidence import complete_bundle
-    from tasks.release_report import release_artifacts, write_release_report
+    from tasks.release_end import write_end
+    from tasks.release_report import release_artifacts
 
-    release, problems = control.release, []
-    report = write_release_report(platform, release)
-    problems += [report.unlogged] if report.unlogged else []
-    try:
-        complete_bundle(platform, release.model, release)
-    except ContenderError as error:
-        problems.append(f"the evidence bundle was not completed: {error}")
+    release = control.release
+    written = write_end(platform, release)
     looks = list(ReleaseStore(platform, release.model).looks(release.id))
     create_markdown_artifact(
         key=f"release-{release.endpoint.lower().replace('_', '-')}",
@@ -236,5 +231,8 @@ def _concluded(platform: Platform, control: Controller) -> ReleaseOutcome:
         description=f"{release.challenger.name} version {release.challenger.version}: {release.state}",
     )
     return ReleaseOutcome(
-        release=release, look=looks[-1] if looks else None, report=str(report), problems=tuple(problems)
+        release=release,
+        look=looks[-1] if looks else None,
+        report=written.report,
+        problems=written.problems,
     )

@@ -86,18 +86,24 @@ def rollback(
 
     session.as_json |= as_json
     # Not as a flow: nothing may stand between a person and the way back, not even a server that starts.
-    outcome = roll_back(platform_of(env), load_spec(model), reason=reason, to=to)
-    if session.as_json:
-        print(outcome.model_dump_json())
-        return
+    platform = platform_of(env)
+    outcome = roll_back(platform, load_spec(model), reason=reason, to=to)
     from flows import console
 
-    took = "the data plane is down" if outcome.seconds is None else f"after {outcome.seconds:.2f} s"
-    console.out.print(
-        f"{outcome.endpoint}: version {outcome.version} has all traffic again ({took}), instead of version "
-        f"{outcome.left}; the registry and the ledger say so",
-        soft_wrap=True,
-    )
+    if session.as_json:
+        print(outcome.model_dump_json(), flush=True)
+    else:
+        took = "the data plane is down" if outcome.seconds is None else f"after {outcome.seconds:.2f} s"
+        console.out.print(
+            f"{outcome.endpoint}: version {outcome.version} has all traffic again ({took}), instead of version "
+            f"{outcome.left}; the registry and the ledger say so",
+            soft_wrap=True,
+        )
+    from flows.rollback import tell_if_heard, write_down
+
+    for problem in write_down(platform, outcome):
+        console.show_error(problem)
+    tell_if_heard(platform, outcome)
 
 
 @drill_app.command("rollback")

@@ -1,8 +1,14 @@
 """Rollback: back to an earlier champion, now."""
 
 from prefect import flow
+from prefect.settings import PREFECT_API_URL
 
+from flows.notify import tell_rollback
 from flows.prepare import prepare, run_name
+from flows.server import served
+from platforms.platform import Platform
+from tasks.release_end import write_end
+from tasks.release_record import ReleaseStore
 from tasks.rollback import RollbackOutcome, roll_back
 
 
@@ -21,4 +27,24 @@ def rollback(model: str, reason: str, env: str = "dev", to: str | None = None) -
         PromotionRefusedError: `to` never was champion.
     """
     loaded, platform = prepare(model, env)
-    return roll_back(platform, loaded, reason=reason, to=to)
+    outcome = roll_back(platform, loaded, reason=reason, to=to)
+    write_down(platform, outcome)
+    tell_rollback(platform, outcome)
+    return outcome
+
+
+def write_down(platform: Platform, outcome: RollbackOutcome) -> tuple[str, ...]:
+    """Write the report and the evidence of a release anew that was rolled back; what could not be written."""
+    if outcome.release is None:
+        return ()
+    release = ReleaseStore(platform, outcome.model).load(outcome.release)
+    return write_end(platform, release).problems
+
+
+def tell_if_heard(platform: Platform, outcome: RollbackOutcome) -> None:
+    """Tell of a rollback made without a flow, where a server listens or the environment names whom to tell."""
+    if PREFECT_API_URL.value():
+        tell_rollback(platform, outcome)
+    elif platform.environment.notify:
+        with served(lambda: None):
+            tell_rollback(platform, outcome)

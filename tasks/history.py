@@ -143,18 +143,22 @@ def _of_release(
 
 def _of_entry(entry: Entry, environment: str) -> HistoryRow:
     """A rollback by hand, or a drill, as the ledger tells of it."""
-    told = entry.details
-    left, seconds = told.get("left"), told.get("seconds")
+    told, drill = entry.details, entry.event == DRILL
+    # A drill goes to the version before and back: its time to restore is that of the way to it.
+    left = told.get("champion" if drill else "left")
+    version = told.get("previous" if drill else "version")
+    seconds = told.get("seconds_to_previous" if drill else "seconds")
+    failed = f"{told.get('failed')} of {told.get('requests')} requests failed" if drill else ""
     return HistoryRow(
-        kind="drill" if entry.event == DRILL else "rollback",
+        kind="drill" if drill else "rollback",
         id=f"ledger {entry.seq}",
         model=entry.model,
         environment=environment,
         left=str(left) if left is not None else None,
-        version=str(told.get("version") or entry.subject.rpartition("/")[2]),
-        outcome=str(told.get("outcome") or ("drilled" if entry.event == DRILL else "rolled back by hand")),
+        version=str(version or entry.subject.rpartition("/")[2]),
+        outcome="drilled" if drill else "rolled back by hand",
         began_by=entry.actor,
         began=datetime.fromisoformat(entry.time),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
-        analysis=str(told.get("reason") or ""),
+        analysis=failed or str(told.get("reason") or ""),
     )

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from flows.rollback import write_down
 from tasks.drill import drill_rollback
 from tasks.labels import add_labels
 from tasks.release_control import controlled
@@ -38,6 +39,7 @@ def test_a_good_challenger_is_promoted_watched_drilled_and_rolled_back(line):
         drilled = drill_rollback(line.platform, "small")
         after_drill = line.shares
         back = roll_back(line.platform, line.loaded, reason="a change of mind")
+    problems = write_down(line.platform, back)
 
     assert way(release) == [
         ("approved", 0),
@@ -56,6 +58,9 @@ def test_a_good_challenger_is_promoted_watched_drilled_and_rolled_back(line):
     assert traffic.failed == 0
     assert set(traffic.versions) == {"1", "2"}
     assert line.releases.newest().state is State.ROLLED_BACK
+    assert problems == ()
+    page = (line.releases.folder(back.release) / "report.html").read_text()
+    assert "a change of mind" in page
     events = line.events()
     assert [event for event in events if event.startswith(("release.", "drill."))] == [
         "release.started",

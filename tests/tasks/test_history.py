@@ -72,13 +72,15 @@ def test_rollbacks_by_hand_and_drills_are_rows_and_what_a_release_took_back_is_n
     release = kept(platform, told(platform, released(State.ROLLED_BACK)))
     wrote(platform, "model.restored", f"restored/{release.id}", version="6", leaves="7", reason="harm")
     wrote(platform, "rollback.by_hand", "rollback/1", version="6", left="7", reason="calls came in")
-    wrote(platform, "drill.rollback", "drill/1", version="6", seconds=0.31)
+    details = {"seconds_to_previous": 0.31, "seconds_to_champion": 0.1, "requests": 90, "failed": 0}
+    wrote(platform, "drill.rollback", "drill/1", champion="7", previous="6", **details)
 
     drill, by_hand, _ = history(platform, "patients")
 
     assert (by_hand.kind, by_hand.left, by_hand.version) == ("rollback", "7", "6")
     assert (by_hand.analysis, by_hand.began_by) == ("calls came in", "omar@example.com")
-    assert (drill.kind, drill.version, drill.seconds) == ("drill", "6", 0.31)
+    assert (drill.kind, drill.left, drill.version, drill.seconds) == ("drill", "7", "6", 0.31)
+    assert drill.analysis == "0 of 90 requests failed"
 
 
 def test_a_report_that_was_written_is_named(platform):
