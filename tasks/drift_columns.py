@@ -22,6 +22,8 @@ EXPECTED = 5
 _MOMENTS = {ColumnType.TIMESTAMP, ColumnType.DATE}
 _NUMBERS = {ColumnType.INTEGER, ColumnType.NUMBER}
 _MICROSECONDS_PER_DAY = 86_400 * 10**6
+# Callers choose the values, and Evidently's page would take them for markup.
+_NO_MARKUP = str.maketrans("<>", "‹›")
 _WORDS = {"true": "true", "false": "false", "True": "true", "False": "false", 1: "true", 0: "false"}
 
 
@@ -107,7 +109,11 @@ def _texts(side: pd.Series, declared: ColumnType) -> pd.Series:
     if declared in _NUMBERS:
         return _numbers(side).map("{:.15g}".format, na_action="ignore").astype(object)
     there = side.notna()
-    return side.astype(object).where(there).map(str, na_action="ignore")
+    return side.astype(object).where(there).map(_text, na_action="ignore")
+
+
+def _text(value: object) -> str:
+    return str(value).translate(_NO_MARKUP)
 
 
 def _categorical(name: str, subject: str, reference: pd.Series, live: pd.Series) -> Column:
