@@ -15,7 +15,7 @@ help:  ## List what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: run
-run: $(STAMP)  ## Take the embedded business from raw data to a scored champion
+run: $(STAMP)  ## Live four months of the embedded shop, from first champion to rollback
 	@$(BIN)/python -m flows.run
 
 .PHONY: test

@@ -1,4 +1,4 @@
-"""`python -m flows.run`: the command line. Without a command it takes the embedded business through the line.
+"""`python -m flows.run`: the command line. Without a command it lives four months of the embedded shop.
 
 Exit codes: 0 done or nothing to do, 1 something broke, 2 bad input or spec, 3 a gate or a promotion refused.
 """
@@ -22,6 +22,7 @@ from deployments.errors import BadInputError, ContenderError
 from flows.approval_commands import approval_app
 from flows.history_commands import history_app
 from flows.label_commands import labels_app
+from flows.lifecycle_commands import FreshOption, KeepUpOption, lifecycle_app, live
 from flows.monitoring_commands import monitoring_app
 from flows.options import EnvOption, JsonOption, ModelOption
 from flows.release_commands import release_app
@@ -58,6 +59,7 @@ app.add_typer(history_app)
 app.add_typer(spec_app, name="spec")
 app.add_typer(audit_app, name="audit")
 app.add_typer(labels_app, name="labels")
+app.add_typer(lifecycle_app)
 
 SourceOption = Annotated[
     str | None,
@@ -74,12 +76,16 @@ def main_options(
     context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show logs and tracebacks.")] = False,
     as_json: JsonOption = False,
+    fresh: FreshOption = False,
+    keep_up: KeepUpOption = False,
 ) -> None:
     """Champion/challenger delivery for machine-learning models."""
     session.verbose, session.as_json = verbose, as_json
     settle(verbose)
     if context.invoked_subcommand is None:
-        run("churn", "dev", None, as_json)
+        live(fresh=fresh, keep_up=keep_up)
+    elif fresh or keep_up:
+        raise BadInputError("--fresh and --keep-up go with no command, or behind `lifecycle`")
 
 
 @app.command()
@@ -89,10 +95,10 @@ def run(
     source: SourceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train, promote and score: the whole line in one go (what runs when no command is given)."""
+    """Train, promote and score: a model of your own through the line in one go, without a release."""
     from flows import console
 
-    outcome = _watched(as_json, "lifecycle", model, env, source)
+    outcome = _watched(as_json, "deliver", model, env, source)
     if session.as_json:
         _print_json(outcome)
         return

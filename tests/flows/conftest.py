@@ -14,7 +14,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from sklearn import datasets
 
-from flows.lifecycle import LifecycleOutcome, lifecycle
+from flows.deliver import DeliveryOutcome, deliver
 from flows.run import main
 from flows.server import OwnServer
 
@@ -141,7 +141,7 @@ class Promoted:
     """A model whose first version is champion of dev in the test's own home, and the run that made it so."""
 
     model: Path
-    outcome: LifecycleOutcome
+    outcome: DeliveryOutcome
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +153,7 @@ def promoted_once(once, prefect_server, furnish):
         furnish(folder / "home" / "dev")
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("CONTENDER_HOME", str(folder / "home"))
-            outcome = lifecycle(str(model))
+            outcome = deliver(str(model))
         (folder / "outcome.json").write_text(outcome.model_dump_json())
 
     return once("promoted", make)
@@ -164,7 +164,7 @@ def promoted(promoted_once, home, copy_data_root, tmp_path):
     """The binary model on 400 rows, champion in a copy of the home that it was promoted in."""
     shutil.copytree(promoted_once / "binary_model", tmp_path / "binary_model")
     copy_data_root(promoted_once / "home" / "dev", home / "dev")
-    outcome = LifecycleOutcome.model_validate_json((promoted_once / "outcome.json").read_bytes())
+    outcome = DeliveryOutcome.model_validate_json((promoted_once / "outcome.json").read_bytes())
     return Promoted(tmp_path / "binary_model" / "model.yaml", outcome)
 
 

@@ -22,7 +22,7 @@ from flows import run
 NEEDED = (
     "deltalake",
     "duckdb",
-    "flows.lifecycle",
+    "flows.deliver",
     "matplotlib.figure",
     "mlflow.pyfunc",
     "mlflow.sklearn",

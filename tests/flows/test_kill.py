@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deployments.environment import load_environment
-from flows.lifecycle import LifecycleOutcome
+from flows.deliver import DeliveryOutcome
 from platforms import platform_for
 from tasks.evidence import bundles, verify_bundle
 from tasks.register import ledger_of
@@ -45,8 +45,8 @@ def test_a_run_killed_after_every_task_in_turn_ends_like_one_that_was_not(
     *last, ended = done.stdout.strip().splitlines()
     killed = dict(zip((*TASKS, "nothing"), json.loads(ended), strict=True))
     assert killed == dict.fromkeys(TASKS, -signal.SIGKILL) | {"nothing": 0}, done.stderr
-    found = LifecycleOutcome.model_validate_json(last[-1])
-    expected = LifecycleOutcome.model_validate_json((promoted_once / "outcome.json").read_bytes())
+    found = DeliveryOutcome.model_validate_json(last[-1])
+    expected = DeliveryOutcome.model_validate_json((promoted_once / "outcome.json").read_bytes())
     assert found.trained.trained.digest == expected.trained.trained.digest
     assert found.trained.evaluation.metrics == expected.trained.evaluation.metrics
     assert found.trained.gold.digest == expected.trained.gold.digest

@@ -133,7 +133,7 @@ def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its
     )
     asked("PATCH", schedule, active=False)
 
-    run_of = by_flow["flows/lifecycle.py:lifecycle"]["id"]
+    run_of = by_flow["flows/deliver.py:deliver"]["id"]
     wanted = {"parameters": {"model": model, "env": "dev"}, "state": {"type": "SCHEDULED"}}
     made = asked("POST", f"{address}/deployments/{run_of}/create_flow_run", **wanted)
     worker_log = tmp_path / "worker.log"

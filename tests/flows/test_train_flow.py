@@ -5,7 +5,7 @@ import pytest
 
 from deployments.environment import load_environment
 from deployments.errors import BadInputError
-from flows.lifecycle import lifecycle
+from flows.deliver import deliver
 from flows.promote import promote
 from flows.score import score
 from flows.train import train
@@ -34,7 +34,7 @@ def aliases(platform, model):
 
 
 def test_a_model_of_several_classes_goes_from_csv_to_scored_champion(make_model, dev):
-    assert_scored_champion(lifecycle(str(make_model("multiclass"))), dev)
+    assert_scored_champion(deliver(str(make_model("multiclass"))), dev)
 
 
 def test_a_binary_model_goes_from_csv_to_scored_champion(promoted, dev):
@@ -54,7 +54,7 @@ def assert_scored_champion(outcome, platform):
 def test_training_again_with_nothing_new_is_nothing_to_do(promoted, dev):
     first = promoted.outcome
 
-    second = lifecycle(str(promoted.model))
+    second = deliver(str(promoted.model))
 
     assert not first.trained.unchanged
     assert second.trained.unchanged

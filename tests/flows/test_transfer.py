@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from deployments.environment import Serving, load_environment
-from flows.lifecycle import lifecycle
+from flows.deliver import deliver
 from flows.promote import promote
 from flows.score import score
 from platforms import platform_for
@@ -33,7 +33,7 @@ def test_a_transferred_champion_scores_and_is_served_without_its_source(
     command_line, make_model, home, stage, tmp_path
 ):
     model = make_model("binary")
-    digest = lifecycle(str(model)).champion.model_digest
+    digest = deliver(str(model)).champion.model_digest
 
     moved = command_line("transfer", "--model", model, "--from", "dev", "--env", stage, "--json")
 
