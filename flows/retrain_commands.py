@@ -230,10 +230,9 @@ def dashboard(
     as_json: JsonOption = False,
 ) -> None:
     """Write one page on a model: health, quality, drift, service, releases, costs and delivery; it works offline."""
-    from tasks.dashboard import write_dashboard
-
     from flows import console
     from flows.prepare import prepare
+    from tasks.dashboard import write_dashboard
 
     session.as_json |= as_json
     loaded, platform = prepare(model, env)
