@@ -18,7 +18,8 @@ def labels_add(
     file: Annotated[
         Path,
         typer.Argument(
-            help="csv or Parquet with the columns request_id, label, and row if there are several."
+            help="csv or Parquet with request_id, label, and row if there are several; or with the columns of "
+            "the entity, as_of (or time), and label."
         ),
     ],
     model: ModelOption = "churn",
@@ -27,6 +28,14 @@ def labels_add(
         bool,
         typer.Option("--look-up/--no-look-up", help="Count the labels of requests that nobody logged."),
     ] = True,
+    within: Annotated[
+        float,
+        typer.Option(
+            "--within",
+            min=0,
+            help="Hours before as_of in which the request of a label by entity was answered, at the longest.",
+        ),
+    ] = 24.0,
     as_json: JsonOption = False,
 ) -> None:
     """Add labels; one that comes again counts once, and one that is corrected counts as it was received last."""
@@ -37,7 +46,7 @@ def labels_add(
     session.as_json |= as_json
     loaded, platform = prepare(model, env)
     with console.waiting("adding labels"):
-        added = add_labels(platform, loaded, file, look_up=look_up)
+        added = add_labels(platform, loaded, file, look_up=look_up, within_hours=within)
     if session.as_json:
         typer.echo(added.model_dump_json())
         return
@@ -48,3 +57,10 @@ def labels_add(
     console.out.print(f"{said}; {added.snapshot.rows:,} labels of {loaded.name} by now", soft_wrap=True)
     if added.unknown:
         console.out.print(f"Requests of these that no prediction log has: {added.unknown:,}", style="yellow")
+    if added.unmatched:
+        console.out.print(
+            f"Labels of entities that nobody was told of within {within:g} hours before: {added.unmatched:,}; they are "
+            "not kept, and the file may be added again",
+            style="yellow",
+            soft_wrap=True,
+        )

@@ -5,30 +5,25 @@ was received last counts.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deployments.contract import ColumnContract, ColumnType, TableContract
 from deployments.declared import Declared
-from deployments.errors import BadInputError
-from deployments.source import CsvSource, ParquetSource
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from tasks.queries import query_session
+from tasks.label_files import LABEL, REQUEST, ROW, read_labels
+from tasks.monitoring_record import Window
+from tasks.queries import query_session, quoted
 
 if TYPE_CHECKING:
     import duckdb
-    import polars as pl
 
-__all__ = ["Added", "add_labels", "labels_for"]
-
-REQUEST, ROW, LABEL = "request_id", "row", "label"
+__all__ = ["WITHIN_HOURS", "Added", "add_labels", "labels_for"]
 
 _SCHEMA = pa.schema(
     [
@@ -39,7 +34,10 @@ _SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 131_072
-_MOST_ROWS = 2**31 - 1
+
+WITHIN_HOURS = 24.0
+"""How long before its moment the request of a label by entity may have been answered."""
+
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -48,7 +46,8 @@ class Added(Declared):
 
     Of its `rows`, so many are `new`, so many `corrected` another label, so many were known as they are
     (`unchanged`), and so many are `repeated` further down in the file. `unknown` counts requests that stand in no
-    prediction log; None where nobody looked.
+    prediction log; None where nobody looked. `unmatched` counts labels by entity and moment that are of no request;
+    None where the file names requests.
     """
 
     rows: int
@@ -57,6 +56,7 @@ class Added(Declared):
     unchanged: int
     repeated: int
     unknown: int | None
+    unmatched: int | None = None
     snapshot: Snapshot
 
 
@@ -67,15 +67,22 @@ def add_labels(
     *,
     received_at: datetime | None = None,
     look_up: bool = True,
+    within_hours: float = WITHIN_HOURS,
 ) -> Added:
     """Add the labels of a file, all of them or none; of labels of one row, the one received last counts.
+
+    A file that names entities is joined with the log: each label is of the newest request about its entity that was
+    answered to a caller at its moment or before, by at most `within_hours`. One that finds none is counted and not
+    kept; the same file may be added again once the request is there, which changes nothing of the others.
 
     Args:
         platform: whose table of labels it is.
         loaded: the model; its contract says what a label may be.
-        file: csv or Parquet, with the columns request_id, label, and row where requests have several (else 0).
+        file: csv or Parquet, with the columns request_id, label, and row where requests have several (else 0); or with
+            the columns of the entity, label, and the moment that the label is about as `as_of` or `time`.
         received_at: when they came, with a time zone; now by default.
-        look_up: whether to look in the prediction log for the requests.
+        look_up: whether to look in the prediction log for requests that a file names.
+        within_hours: how long before its moment a label's request may have been answered.
 
     Raises:
         BadInputError: the file cannot be read, lacks a column or has another, or has values that are no labels.
@@ -88,8 +95,16 @@ def add_labels(
         platform.alone(f"labels-{table.replace('/', '-')}", f"labels of {name} are being added already"),
         query_session(platform) as connection,
     ):
-        rows = _receive(platform, loaded, file, connection)
-        unknown = _unknown(platform, platform.endpoint(name), connection) if look_up else None
+        given = read_labels(platform, loaded, file, connection, moment)
+        unknown = unmatched = None
+        if given.entity:
+            within = timedelta(hours=within_hours)
+            _match(platform, platform.endpoint(name), given.entity, within, connection)
+            ((matched,),) = connection.sql("SELECT count(*) FROM received").fetchall()
+            unmatched = given.rows - matched
+        else:
+            connection.execute("ALTER TABLE given RENAME TO received")
+            unknown = _unknown(platform, platform.endpoint(name), connection) if look_up else None
         standing = platform.tables.latest(table)
         _merge(platform, standing, connection, moment)
         ((new, corrected, unchanged),) = connection.sql(
@@ -100,12 +115,13 @@ def add_labels(
         if snapshot is None or new or corrected:
             snapshot = platform.tables.write(table, _merged(connection))
     return Added(
-        rows=rows,
+        rows=given.rows,
         new=new,
         corrected=corrected,
         unchanged=unchanged,
-        repeated=rows - new - corrected - unchanged,
+        repeated=given.rows - (unmatched or 0) - new - corrected - unchanged,
         unknown=unknown,
+        unmatched=unmatched,
         snapshot=snapshot,
     )
 
@@ -128,125 +144,55 @@ def labels_for(platform: Platform, model: str, requests: Collection[str]) -> Map
     return dict(zip(keys, labels[LABEL].to_pylist(), strict=True))
 
 
-# What a file says -------------------------------------------------------------------------------------------
+# Which request a label is of ---------------------------------------------------------------------------------
 
 
-def _receive(
-    platform: Platform, loaded: LoadedSpec, file: Path, connection: "duckdb.DuckDBPyConnection"
-) -> int:
-    """Read a file into the table `received`; the number of its rows."""
-    stream = _opened(platform, file)
-    declared = loaded.spec.training_contract.columns[loaded.spec.target.column]
-    _expect_columns(stream.schema.names, file)
+def _match(
+    platform: Platform,
+    endpoint: str,
+    entity: Mapping[str, str],
+    within: timedelta,
+    connection: "duckdb.DuckDBPyConnection",
+) -> None:
+    """Make the table `received` of `given`, by the newest answered request of each entity up to each moment.
+
+    Where several moments find the same request, the label of the latest of them is the last of it.
+    """
+    from tasks.live_window import answered_entities
+
     connection.execute(
         f'CREATE TABLE received ({REQUEST} VARCHAR, "{ROW}" INTEGER, {LABEL} VARCHAR, place BIGINT)'
     )
-    faults, rows = _Faults(file), 0
-    for batch in stream:
-        labels = _labels(batch, declared, faults, rows)
-        rows += batch.num_rows
-        if not faults.found:
-            connection.register("batch", labels)
-            connection.execute("INSERT INTO received SELECT * FROM batch")
-            connection.unregister("batch")
-    faults.expect_none(rows)
-    if not rows:
-        raise BadInputError(f"{file}: there are no rows")
-    return rows
-
-
-def _opened(platform: Platform, file: Path) -> pa.RecordBatchReader:
-    from tasks.ingest import read_source
-
-    path = str(file.absolute())
-    sources: dict[str, CsvSource | ParquetSource] = {
-        ".csv": CsvSource(path=path),
-        ".tsv": CsvSource(path=path, delimiter="\t"),
-        ".parquet": ParquetSource(path=path),
-    }
-    if file.suffix.lower() not in sources:
-        raise BadInputError(f"{file}: labels are read from {', '.join(sources)} files")
-    any_columns = TableContract(columns={REQUEST: ColumnContract(type=ColumnType.STRING)})
-    return read_source(sources[file.suffix.lower()], any_columns, platform, beside=file.parent)
-
-
-def _expect_columns(found: list[str], file: Path) -> None:
-    missing = [name for name in (REQUEST, LABEL) if name not in found]
-    if missing:
-        raise BadInputError(f"{file}: missing columns: {', '.join(missing)} (found: {', '.join(found)})")
-    others = [name for name in found if name not in {REQUEST, LABEL, ROW}]
-    if others:
-        raise BadInputError(
-            f"{file}: columns that labels do not have: {', '.join(others)} (known: {REQUEST}, {LABEL}, {ROW})"
-        )
-
-
-@dataclass
-class _Faults:
-    """Values of a file that are no labels: for each kind of fault how many, and the first."""
-
-    file: Path
-    found: dict[tuple[str, str], tuple[int, int, Any]] = field(default_factory=dict)
-
-    def note(self, column: str, what: str, wrong: "pl.Series", given: "pl.Series", before: int) -> None:
-        """Note the values of a batch where `wrong` is true; `before` rows came before the batch."""
-        places = wrong.arg_true()
-        if not len(places):
-            return
-        count, first, value = self.found.get((column, what), (0, before + places[0] + 1, given[places[0]]))
-        self.found[column, what] = (count + len(places), first, value)
-
-    def expect_none(self, rows: int) -> None:
-        """Raise BadInputError if there is any."""
-        if not self.found:
-            return
-        said = [
-            f"column {column!r}: {count:,} of {rows:,} rows {what}, first row {first:,}"
-            + ("" if value is None else f" ({value!r})")
-            for (column, what), (count, first, value) in self.found.items()
-        ]
-        raise BadInputError(f"{self.file}: {'; '.join(said)}; nothing was added")
-
-
-def _labels(batch: pa.RecordBatch, declared: ColumnContract, faults: _Faults, before: int) -> pa.Table:
-    """A batch as it is kept: request, row, label as text, and its place in the file."""
-    import polars as pl
-
-    from tasks.coercion import POLARS, coerce
-
-    given: Any = pl.from_arrow(batch)
-    if ROW not in given.columns:
-        given = given.with_columns(pl.lit(0, pl.Int64).alias(ROW))
-    wanted = {REQUEST: ColumnType.STRING, ROW: ColumnType.INTEGER, LABEL: declared.type}
-    contract = TableContract(columns={name: ColumnContract(type=kind) for name, kind in wanted.items()})
-    typed, misfits = coerce(given.select(list(wanted)), contract)
-    for name, kind in wanted.items():
-        column, wrong = typed[name], misfits.get(name)
-        if wrong is not None:
-            faults.note(name, f"hold no {kind}", wrong, given[name], before)
-        missing = column.is_null() if wrong is None else column.is_null() & ~wrong
-        if kind is ColumnType.STRING:
-            missing |= (column == "").fill_null(False)
-        faults.note(name, "have no value", missing, column, before)
-    label, row = typed[LABEL], typed[ROW]
-    faults.note(
-        ROW, "hold no place in a request", ((row < 0) | (row > _MOST_ROWS)).fill_null(False), row, before
+    log = platform.predictions(endpoint)
+    if log is None:
+        return
+    ((first, last),) = connection.sql("SELECT min(moment), max(moment) FROM given").fetchall()
+    span = Window(start=first - within, end=last + timedelta(microseconds=1))
+    connection.register("log", answered_entities(log, span))
+    keys = {name: f"try_cast(entity[{_text(name)}] AS {kind})" for name, kind in entity.items()}
+    connection.execute(
+        f"""
+        CREATE TABLE answered AS
+        SELECT {", ".join(f"{key} AS {quoted(name)}" for name, key in keys.items())}, request_time,
+            max(struct_pack(id := databricks_request_id, place := "row")) AS request
+        FROM log GROUP BY ALL
+        """
     )
-    if declared.type is ColumnType.NUMBER:
-        faults.note(LABEL, "hold no finite number", label.is_infinite().fill_null(False), label, before)
-    if declared.values is not None:
-        values = pl.Series(list(declared.values), dtype=POLARS[declared.type], strict=False)
-        other = ~label.is_in(values.implode()).fill_null(True)
-        known = ", ".join(str(value) for value in declared.values)
-        faults.note(LABEL, f"hold none of the values {known}", other, label, before)
-    return pa.table(
-        {
-            REQUEST: typed[REQUEST].to_arrow(),
-            ROW: row.to_arrow(),
-            LABEL: label.cast(pl.String).to_arrow(),
-            "place": pa.array(range(before, before + batch.num_rows), pa.int64()),
-        }
+    same = " AND ".join(f"given.{quoted(name)} = answered.{quoted(name)}" for name in entity)
+    connection.execute(
+        f"""
+        INSERT INTO received
+        SELECT answered.request.id, answered.request.place, {LABEL}, row_number() OVER (ORDER BY moment, given.place)
+        FROM given ASOF JOIN answered ON {same} AND given.moment >= answered.request_time
+        WHERE given.moment - answered.request_time <= $within
+        """,
+        {"within": within},
     )
+    connection.unregister("log")
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _unknown(platform: Platform, endpoint: str, connection: "duckdb.DuckDBPyConnection") -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "Calls",
     "Joined",
     "answered_batches",
+    "answered_entities",
     "calls_by_version",
     "columns_of",
     "inputs_frame",
@@ -86,11 +87,11 @@ def calls_by_version(platform: Platform, log: Predictions, window: Window) -> tu
             SELECT model_version, shadow, count(*) FILTER ("row" = 0),
                 count(*) FILTER ("row" = 0 AND status_code >= 500),
                 count(*) FILTER ("row" = 0 AND status_code BETWEEN 400 AND 499), count(*) FILTER (status_code < 400)
-            FROM calls GROUP BY ALL ORDER BY shadow, length(model_version), model_version
+            FROM calls GROUP BY model_version, shadow
             """
         ).fetchall()
         calls = []
-        for version, shadow, requests, failed, refused, rows in found:
+        for version, shadow, requests, failed, refused, rows in sorted(found, key=_by_version):
             cuts = [0.5, 0.95, *_interval_of_quantile(0.95, requests - failed - refused)]
             ((latencies,),) = connection.execute(
                 """
@@ -102,6 +103,10 @@ def calls_by_version(platform: Platform, log: Predictions, window: Window) -> tu
             p50, p95, low, high = latencies or (None,) * 4
             calls.append(Calls(version, shadow, requests, failed, refused, rows, p50, p95, low, high))
     return tuple(calls)
+
+
+def _by_version(found: Sequence[Any]) -> tuple[bool, int, str]:
+    return found[1], len(found[0]), found[0]
 
 
 def _interval_of_quantile(quantile: float, count: int) -> tuple[float, float]:
@@ -132,6 +137,13 @@ def received_batches(
         sent = batch.column("features").drop_null()
         if len(sent):
             yield pa.RecordBatch.from_arrays(_inputs(sent, columns), list(columns))
+
+
+def answered_entities(log: Predictions, window: Window) -> pa.RecordBatchReader:
+    """Each row that any version answered to callers and that named its entity: request, row, time and entity."""
+    columns = ["databricks_request_id", "row", "request_time", "entity"]
+    condition = ~ds.field("shadow") & (ds.field("status_code") < 400) & ds.field("entity").is_valid()
+    return _scan(log, window, columns, condition)
 
 
 def columns_of(log: Predictions, columns: Sequence[str]) -> tuple[str, ...]:
