@@ -131,6 +131,9 @@ class Serving(Declared):
     mlflow_port: int = Field(
         5000, ge=0, le=65535, description="Of the MLflow server that `up` starts; 0: any."
     )
+    mlflow: bool = Field(
+        True, description="Whether `up` starts an MLflow server, where tracking is in a file here."
+    )
     other_flavors: bool = Field(
         False,
         description="Whether models other than skops files are served. Loading one runs code that it brings.",

@@ -34,7 +34,7 @@ class LocalDataPlane:
             BadInputError: a port is taken, or it runs with other settings.
             DataPlaneError: it did not start.
         """
-        ours = self.mlflow.tracking_uri.startswith("sqlite:")
+        ours = self.mlflow.tracking_uri.startswith("sqlite:") and self.environment.serving.mlflow
         instructions = {
             "root": str(self.root),
             "environment": self.environment.name,

@@ -88,9 +88,13 @@ class Callers:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._due = time.monotonic()
         ended = threading.Event()
-        fresh = not self.file.exists()
+        fresh = not self.file.exists() or not self.file.stat().st_size
+        # A process that was killed may have left half a line.
+        cut = not fresh and not self.file.read_bytes().endswith(b"\n")
         with self.file.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
+            if cut:
+                file.write("\n")
             if fresh:
                 writer.writerow(COLUMNS)
             threads = [
