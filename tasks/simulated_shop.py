@@ -5,6 +5,7 @@ label table, once they are known.
 """
 
 import csv
+import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,6 @@ from random import Random
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
@@ -95,9 +95,8 @@ def skewed_spec(loaded: LoadedSpec, folder: Path) -> Path:
             f"{loaded.path.parent / 'features.sql'}: there is no single line {SKEWED_FROM.strip()!r}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    document = yaml.safe_load(loaded.path.read_text(encoding="utf-8"))
-    document["features"]["sql"] = "features.sql"
     path = folder / "model.yaml"
-    path.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    (folder / "features.sql").write_text(loaded.sql.replace(SKEWED_FROM, SKEWED_TO), encoding="utf-8")
+    shutil.copyfile(loaded.path, path)
+    query = folder / str(loaded.spec.features.sql)
+    query.write_text(loaded.sql.replace(SKEWED_FROM, SKEWED_TO), encoding="utf-8")
     return path

@@ -160,9 +160,10 @@ def _placed(months: Sequence[Month]) -> list[tuple[float, Monitored]]:
 
 
 def _drift(panel: Any, months: Sequence[Month]) -> None:
-    _title(panel, "Drift of inputs: the furthest column, as a part of what matters")
+    _title(panel, "Drift of inputs: the furthest column of each window, as a part of what matters")
     panel.axhline(1, color=_VERDICTS[Verdict.FAIL], linewidth=1, linestyle="--")
     highest = 1.0
+    named: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for at, one in _placed(months):
         parts = [
             (row.value / row.threshold, row)
@@ -175,9 +176,12 @@ def _drift(panel: Any, months: Sequence[Month]) -> None:
         highest = max(highest, most)
         verdict = one.outcome.verdicts.get("drift", Verdict.INCONCLUSIVE)
         panel.bar([at], [most], width=0.22, color=_VERDICTS[verdict], zorder=2)
+        named.setdefault((one.month, row.subject), []).append((at, most))
+    # A column that is the furthest in several windows of a month is named once, over all of them.
+    for (_, subject), places in named.items():
         panel.annotate(
-            row.subject.replace("_", " "),
-            (at, most),
+            subject.replace("_", " "),
+            (sum(at for at, _ in places) / len(places), max(most for _, most in places)),
             xytext=(0, 3),
             textcoords="offset points",
             ha="center",
