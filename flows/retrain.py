@@ -48,6 +48,45 @@ class RetrainRefusedError(ContenderError):
         return f"{self.refused.model} is not retrained: {'; '.join(self.refused.why)}"
 
 
+@task(name="policy", task_run_name="policy", cache_policy=NO_CACHE)
+def policy(
+    loaded: LoadedSpec,
+    platform: Platform,
+    reason: str,
+    alert: AlertKind | None,
+    release: bool,
+    as_of: datetime | None,
+) -> Retraining:
+    """The retraining that was cut short, or a new one where the policy allows it."""
+    if not reason.strip():
+        raise BadInputError("say why, with --reason: it is what the ledger is asked about later")
+    standing = open_retraining(platform, loaded.name)
+    if release and (standing is None or release_of(platform, standing) is None):
+        _require_data_plane(loaded, platform)
+    if standing is not None:
+        return standing
+    now = datetime.now(UTC)
+    allowed = may_retrain(loaded.spec.retrain, retrain_state(platform, loaded, now), now, alert)
+    if isinstance(allowed, Refused):
+        raise RetrainRefusedError(record_refusal(platform, loaded, reason, alert, allowed.reasons))
+    return begin_retraining(platform, loaded, reason, alert, clock_of(loaded, as_of))
+
+
+def _require_data_plane(loaded: LoadedSpec, platform: Platform) -> None:
+    """Say before hours of training, and not after, that a release will need traffic to decide on.
+
+    Raises:
+        BadInputError: the data plane is not up.
+    """
+    plan = loaded.spec.release.plan_for(platform.environment.name)
+    champion = isinstance(standing_champion(platform, loaded.name), ChampionRef)
+    if plan.looks and champion and platform.data_plane.status() is None:
+        raise BadInputError(
+            "the data plane is not up, so no traffic could decide about what is trained; start it with: "
+            f"python -m flows.run up --env {platform.environment.name} (or train alone: --no-release)"
+        )
+
+
 @flow(name="retrain", flow_run_name=run_name("retrain"), description=__doc__)
 def retrain(
     model: str,
@@ -80,52 +119,12 @@ def retrain(
     busy = f"another retraining of {name} is under way"
     try:
         with platform.alone(f"retrain-{name}", busy):
-            retraining = task(name="policy", cache_policy=NO_CACHE)(_begun)(
-                loaded, platform, reason, alert, release, as_of
-            )
+            retraining = policy(loaded, platform, reason, alert, release, as_of)
             return _carried_on(platform, model, env, retraining, release)
     except BusyError as error:
         if str(error) != busy:
             raise
         raise RetrainRefusedError(record_refusal(platform, loaded, reason, alert, (busy,))) from None
-
-
-def _begun(
-    loaded: LoadedSpec,
-    platform: Platform,
-    reason: str,
-    alert: AlertKind | None,
-    release: bool,
-    as_of: datetime | None,
-) -> Retraining:
-    """The retraining that was cut short, or a new one where the policy allows it."""
-    if not reason.strip():
-        raise BadInputError("say why, with --reason: it is what the ledger is asked about later")
-    standing = open_retraining(platform, loaded.name)
-    if release and (standing is None or release_of(platform, standing) is None):
-        _require_data_plane(loaded, platform)
-    if standing is not None:
-        return standing
-    now = datetime.now(UTC)
-    allowed = may_retrain(loaded.spec.retrain, retrain_state(platform, loaded, now), now)
-    if isinstance(allowed, Refused):
-        raise RetrainRefusedError(record_refusal(platform, loaded, reason, alert, allowed.reasons))
-    return begin_retraining(platform, loaded, reason, alert, clock_of(loaded, as_of))
-
-
-def _require_data_plane(loaded: LoadedSpec, platform: Platform) -> None:
-    """Say before hours of training, and not after, that a release will need traffic to decide on.
-
-    Raises:
-        BadInputError: the data plane is not up.
-    """
-    plan = loaded.spec.release.plan_for(platform.environment.name)
-    champion = isinstance(standing_champion(platform, loaded.name), ChampionRef)
-    if plan.looks and champion and platform.data_plane.status() is None:
-        raise BadInputError(
-            "the data plane is not up, so no traffic could decide about what is trained; start it with: "
-            f"python -m flows.run up --env {platform.environment.name} (or train alone: --no-release)"
-        )
 
 
 def _carried_on(

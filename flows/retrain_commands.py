@@ -57,13 +57,7 @@ def retrain(
     if session.as_json:
         typer.echo(outcome.model_dump_json())
         return
-    version = f"version {outcome.version}" if outcome.version else "no version"
-    why = f": {'; '.join(outcome.why)}" if outcome.why else ""
-    console.out.print(
-        f"{outcome.model} was retrained, {version}: {outcome.state.replace('_', ' ')}{why}",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.out.print(str(outcome), markup=False, soft_wrap=True)
 
 
 @drift_app.command("ack")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow.compute as pc
 
-from deployments.monitoring import RetrainSpec
+from deployments.monitoring import AlertKind, RetrainSpec
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
 from tasks.champion import ChampionMissing, ChampionRef, NoChampionYet, Standing, standing_champion
@@ -64,9 +64,18 @@ class RetrainState:
     budget: tuple[str, ...] = ()
 
 
-def may_retrain(policy: RetrainSpec, state: RetrainState, now: datetime) -> Allowed | Refused:
-    """Whether a retraining may begin at `now`; every reason against it, and what cannot be told is one."""
+def may_retrain(
+    policy: RetrainSpec, state: RetrainState, now: datetime, alert: AlertKind | None = None
+) -> Allowed | Refused:
+    """Whether a retraining may begin at `now`; every reason against it, and what cannot be told is one.
+
+    `alert` is the kind of alert that asks for it; a person (None) may always ask.
+    """
     reasons = []
+    if alert is not None and alert not in policy.on:
+        reasons.append(
+            f"alerts of kind {alert} do not ask for it (retrain.on: {', '.join(policy.on) or 'none'})"
+        )
     if state.no_champion:
         reasons.append(state.no_champion)
     if state.releasing:

@@ -66,6 +66,15 @@ class RetrainOutcome(Declared):
     began: datetime | None = None
     ended: datetime
 
+    def __str__(self) -> str:
+        version, why = f", version {self.version}" if self.version else "", "; ".join(self.why)
+        said = (
+            "not retrained"
+            if self.state == "refused"
+            else f"retrained{version}: {self.state.replace('_', ' ')}"
+        )
+        return f"{self.model}: {said}{f' ({why})' if why else ''}"
+
 
 def open_retraining(platform: Platform, model: str) -> Retraining | None:
     """The retraining that began and has not ended."""

@@ -40,6 +40,16 @@ def test_too_few_new_labels_refuse_and_so_does_a_number_that_nobody_knows():
     assert reasons(RetrainSpec(), RetrainState(new_labels=None)) == ()
 
 
+def test_only_the_alerts_that_the_policy_names_ask_for_it():
+    policy = RetrainSpec(on=("quality",))
+
+    refused = may_retrain(policy, FINE, NOW, "drift")
+
+    assert refused == Refused(("alerts of kind drift do not ask for it (retrain.on: quality)",))
+    assert may_retrain(policy, FINE, NOW, "quality") == Allowed()
+    assert may_retrain(policy, FINE, NOW) == Allowed()
+
+
 def test_every_reason_is_told_at_once():
     state = RetrainState(
         no_champion="there is no champion",
