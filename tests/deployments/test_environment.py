@@ -82,7 +82,7 @@ def test_what_is_not_said_is_strict(tmp_path: Path) -> None:
 
 
 def test_an_unknown_environment_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(BadInputError, match=r"there is no environment 'prd' \(known: dev, prod, test\)"):
+    with pytest.raises(BadInputError, match=r"there is no environment 'prd' \(known: demo, dev, prod, test\)"):
         load_environment("prd")
 
 
@@ -182,6 +182,7 @@ def test_a_role_that_nobody_has_may_be_asked_for(tmp_path: Path) -> None:
 
 def test_production_takes_what_was_promoted_in_test_alone() -> None:
     assert {name: load_environment(name).takes_from for name in known_environments()} == {
+        "demo": None,
         "dev": None,
         "test": None,
         "prod": "test",
