@@ -1,0 +1,80 @@
+"""A retraining under real traffic: killed while its challenger is on its way, and carried on; or rolled back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tasks.register import ledger_of
+from tasks.release_record import State
+from tests.release.chameleon import BEHAVIOUR
+from tests.release.conftest import MODEL, ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def started(line, *arguments):
+    environment = {**os.environ}
+    environment.pop("PREFECT_API_URL", None)
+    # What is trained and judged is good; only where it is served it behaves as it is told.
+    environment.pop(BEHAVIOUR, None)
+    command = [sys.executable, "-m", "flows.run", "retrain", *arguments]
+    command += ["--model", str(line.spec), "--env", str(line.environment_file)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def told(line, event):
+    return [entry for entry in ledger_of(line.platform).entries(MODEL) if entry.event == event]
+
+
+def test_a_retraining_that_is_killed_in_its_release_is_carried_on_to_champion(line):
+    line.plan(steps=[{"percentage": 50, "minimum_requests": 40, "minimum_seconds": 4, "maximum_seconds": 90}])
+    too_early = started(line, "--reason", "too early")
+    _, complaint = too_early.communicate(timeout=240)
+    line.up()
+
+    with line.traffic() as traffic:
+        first = started(line, "--reason", "inputs drifted")
+        deadline = time.monotonic() + 300
+        while (newest := line.releases.newest()) is None or newest.state is not State.CANARY:
+            assert time.monotonic() < deadline
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.1)
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        again = started(line, "--reason", "another reason", "--json")
+        said, errors = again.communicate(timeout=300)
+
+    assert too_early.returncode == 2
+    assert "the data plane is not up" in complaint
+    assert again.returncode == 0, errors
+    outcome = json.loads(said)
+    assert (outcome["state"], outcome["reason"]) == ("promoted", "inputs drifted")
+    assert outcome["version"] == line.aliases["champion"] != "1"
+    assert line.shares == {f"v{outcome['version']}": 100}
+    assert outcome["release"] == line.releases.newest().id
+    assert [len(told(line, f"retrain.{event}")) for event in ("started", "trained", "ended")] == [1, 1, 1]
+    assert traffic.failed == 0
+
+
+def test_a_retraining_whose_challenger_does_harm_ends_with_the_champion_in_place(line):
+    line.plan(lease_seconds=7)
+    line.behave("shift")
+    line.up()
+
+    with line.traffic():
+        done = started(line, "--reason", "inputs drifted")
+        _, errors = done.communicate(timeout=300)
+
+    assert done.returncode == 3
+    assert "rolled back" in errors
+    assert line.aliases["champion"] == "1"
+    assert line.shares == {"v1": 100}
+    (ended,) = told(line, "retrain.ended")
+    assert (ended.details["state"], ended.details["release"]) == ("rolled_back", line.releases.newest().id)
