@@ -69,7 +69,7 @@ def _retrain(outcome: "MonitorOutcome", env: str, model: str) -> None:
     if done is None:
         console.out.print("No alert asks for a retraining.")
     else:
-        console.out.print(f"Retraining: {getattr(done, 'reason', '') or done}", soft_wrap=True, markup=False)
+        console.out.print(str(done), soft_wrap=True, markup=False)
 
 
 def _show(outcome: "MonitorOutcome") -> None:
