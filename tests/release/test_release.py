@@ -3,6 +3,8 @@
 import csv
 import os
 import signal
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -18,6 +20,13 @@ pytestmark = pytest.mark.slow
 
 def way(release):
     return [(str(done.state), done.percentage) for done in release.history]
+
+
+def eventually(true, seconds):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def seconds_back(release):
@@ -73,7 +82,7 @@ def test_a_good_challenger_is_promoted_watched_drilled_and_rolled_back(line):
         "release.rolled_back",
     ]
     assert events.count("model.promoted") == 2
-    assert events[-2:] == ["model.restored", "release.rolled_back"]
+    assert events[-3:] == ["model.restored", "release.rolled_back", "evidence.written"]
 
 
 def test_what_harms_in_shadow_never_gets_a_caller(line):
@@ -156,6 +165,65 @@ def test_without_traffic_there_is_no_verdict_and_no_promotion(line):
     assert way(release)[-1] == ("rolled_back", 0)
     assert "no verdict after 2 s: 0 of 40 requests" in release.history[-1].reason
     assert (line.aliases["champion"], line.shares) == ("1", {"v1": 100})
+
+
+def served_meanwhile(traffic):
+    """The versions that answer within a second."""
+    traffic.versions.clear()
+    time.sleep(1)
+    return set(traffic.versions)
+
+
+def registry_gone(line):
+    """The registry's database is no database any more; what makes it one again."""
+    database = line.platform.root / "mlflow.db"
+    whole = database.read_bytes()
+    database.write_bytes(b"no database" * (len(whole) // 11))
+    return lambda: database.write_bytes(whole)
+
+
+def disk_full(line):
+    """Nothing more can be written of the release; what makes room again."""
+    folder = line.releases.folder(line.releases.newest().id)
+    for name in ("release.partial", "looks.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to("/dev/full")
+
+    def room():
+        for name in ("release.partial", "looks.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+
+    return room
+
+
+@pytest.mark.parametrize("broken", [registry_gone, disk_full])
+def test_what_fails_beside_a_release_promotes_nothing_and_the_champion_serves_on(line, broken):
+    line.plan(steps=[{"percentage": 50, "minimum_requests": 100, "maximum_seconds": 5}])
+    line.up()
+    mended = []
+
+    def break_it(control):
+        if control.release.state is State.CANARY and not mended:
+            mended.append(broken(line))
+
+    with line.traffic() as traffic:
+        with suppress(Exception):
+            line.release(look=break_it)
+        # By the controller, or by the lease where it ended.
+        eventually(lambda: served_meanwhile(traffic) == {"1"}, seconds=30)
+        mended[0]()
+        aliases, state = line.aliases, line.releases.newest().state
+        with suppress(Exception):
+            line.release()
+        after = line.releases.newest()
+
+    assert aliases["champion"] == "1"
+    assert state is not State.PROMOTED
+    assert traffic.failed == 0
+    # Taken up again once it is mended, it ends one way or the other, and everything says the same.
+    assert after.state in {State.PROMOTED, State.ROLLED_BACK}
+    assert line.aliases["champion"] == ("2" if after.state is State.PROMOTED else "1")
+    assert line.shares == {f"v{line.aliases['champion']}": 100}
 
 
 def test_labels_that_come_late_take_a_promotion_back(line, tmp_path):
