@@ -348,7 +348,7 @@ def _row(
 ) -> MetricRow:
     verdict = None
     if budget is not None:
-        verdict = Verdict.FAIL if value > budget else Verdict.PASS
+        verdict = Verdict.FAIL if value >= budget else Verdict.PASS
         reason = f"{reason}, of {budget:g}"
         if verdict is Verdict.PASS and found.unknown:
             verdict, reason = Verdict.INCONCLUSIVE, f"{reason}; {found.unknown}"

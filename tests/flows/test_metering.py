@@ -1,8 +1,12 @@
 """What tasks of a real flow cost, as a run of it writes it down."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +20,7 @@ from tasks import metering
 from tasks.costs import CostLog, price, spent_on
 
 MODEL = "patients"
+ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(currency="CHF", hour=0.6, gigabyte_hour=0.1, million_rows=2.0)
 
 
@@ -93,3 +98,52 @@ def test_tasks_of_a_flow_are_measured_in_threads_and_where_they_fail(priced, pre
             price(RATES, seconds=line["seconds"], **used), rel=0.01, abs=1e-6
         )
         assert line["currency"] == "CHF"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from deployments.environment import Environment, LocalPlatformConfig
+from platforms.local import LocalPlatform
+from tasks import metering
+
+metering.BEAT_SECONDS = 0.2
+
+@task(name="wait", cache_policy=NO_CACHE)
+@metering.metered()
+def wait(platform, model):
+    import time
+    time.sleep(600)
+
+@flow(name="waits")
+def waits(root):
+    environment = Environment(name="dev", platform=LocalPlatformConfig(data_root="data"))
+    wait(LocalPlatform(environment, Path(root)), "patients")
+
+waits(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_task_that_is_killed_has_cost_what_it_was_known_to_use(priced, prefect_server, tmp_path):
+    log = CostLog(priced, MODEL)
+    command = [sys.executable, "-c", KILLED, str(priced.root)]
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(tmp_path / "prefect")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while len(lines(priced)) < 4:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+
+    (found,), damaged = log.read(datetime.now(UTC) - timedelta(hours=1))
+    assert (found.flow, found.task, found.ended, damaged) == ("waits", "wait", False, ())
+    assert found.seconds >= 0.4
+    assert found.amount > 0
+    assert found.peak_megabytes > 10
