@@ -11,7 +11,6 @@ from deployments.contract import TableContract
 from deployments.spec import ModelSpec
 from tasks.checks import Failures, check_chunk, compile_schema
 from tasks.monitoring_record import MetricRow, Window
-from tasks.score import input_contract
 from tasks.verdict import Verdict
 
 __all__ = ["Inputs", "input_rows", "look_at_inputs"]
@@ -68,8 +67,13 @@ def _nans(column: pl.Series) -> int:
 
 def live_contract(spec: ModelSpec) -> TableContract:
     """What a live row must be: the features' part of the contract, and the rules that speak of nothing else."""
-    whole, features = input_contract(spec), set(spec.features.columns)
-    return whole.model_copy(update={"columns": {k: v for k, v in whole.columns.items() if k in features}})
+    contract, features = spec.feature_contract, set(spec.features.columns)
+    return TableContract(
+        columns={name: column for name, column in contract.columns.items() if name in features},
+        rules=tuple(
+            rule for rule in contract.rules if set(pl.sql_expr(rule.expression).meta.root_names()) <= features
+        ),
+    )
 
 
 def input_rows(

@@ -51,7 +51,7 @@ def killing(task: Task, number: int) -> None:
 
 
 def all_tasks() -> Iterator[Task]:
-    for name in ("tasks.steps", "flows.promote", "flows.retrain", "flows.score"):
+    for name in ("tasks.steps", "flows.monitor", "flows.promote", "flows.retrain", "flows.score"):
         module = importlib.import_module(name)
         yield from {id(item): item for item in vars(module).values() if isinstance(item, Task)}.values()
 
