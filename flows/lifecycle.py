@@ -207,7 +207,7 @@ class _Life:
         return found
 
     def fourth(self) -> dict[str, Any]:
-        """The team's next challenger has learnt hours where callers send days."""
+        """The team's next challenger has learnt weeks where callers send days."""
         traffic = self._step("traffic", TrafficSent, lambda: self._traffic(1))
         spec = str(skewed_spec(self._loaded, self._record.folder / "challenger"))
         trained = self._step("train", Trained, lambda: self._train(spec, MONTHS[3]))

@@ -1,6 +1,9 @@
 """The command of the embedded shop's life, which is also what runs when no command is given."""
 
-from contextlib import ExitStack
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,6 +66,7 @@ def _lived(model: str, env: str, *, fresh: bool, keep_up: bool) -> "LifecycleOut
 
         begin_afresh(model, env)
     with ExitStack() as stack:
+        stack.enter_context(_ended_in_order())
         if not session.verbose:
             stack.enter_context(console.stages_shown())
         stack.enter_context(served(lambda: prepare.opened(model, env)))
@@ -73,3 +77,17 @@ def _lived(model: str, env: str, *, fresh: bool, keep_up: bool) -> "LifecycleOut
 
             stack.enter_context(shown())
         return lifecycle_flow(model, env, keep_up)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Within it a polite end (SIGTERM) is like Ctrl-C: the data plane is ended before this process is."""
+
+    def ended(*_: object) -> None:
+        sys.exit(143)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

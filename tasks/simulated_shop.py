@@ -28,8 +28,13 @@ __all__ = ["customers_at", "skewed_spec", "true_labels", "write_labels"]
 SCOPE = "events_last_90d"
 """The model is for customers with an event in the last 90 days, as its governance says; nobody asks about others."""
 
-SKEWED_FROM = "  days_since_last_event,\n"
-SKEWED_TO = "  days_since_last_event * 24 AS days_since_last_event,\n"
+IN_WEEKS = {
+    "  days_since_last_event,\n": "  days_since_last_event // 7 AS days_since_last_event,\n",
+    "  CAST(total_events AS DOUBLE) / CAST(customer_tenure_days + 1 AS DOUBLE) AS avg_events_per_day,\n": (
+        "  7 * CAST(total_events AS DOUBLE) / CAST(customer_tenure_days + 1 AS DOUBLE) AS avg_events_per_day,\n"
+    ),
+}
+"""What somebody changes in `features.sql`: two columns that go by weeks, under the names that they had by days."""
 
 
 def customers_at(
@@ -81,22 +86,25 @@ def write_labels(path: Path, asked: Mapping[str, str], labels: Mapping[str, bool
 
 
 def skewed_spec(loaded: LoadedSpec, folder: Path) -> Path:
-    """A copy of the model in which somebody made `features.sql` count hours where it counted days.
+    """A copy of the model in which somebody made `features.sql` go by weeks where it went by days.
 
     Trained and evaluated on its own features it is as good as ever. Callers go on sending days, so what it is told
     online is not what it has learnt from: train/serve skew. Returns the path of its model.yaml.
 
     Raises:
-        BadInputError: the query has no such line by now.
+        BadInputError: the query has no such lines by now.
     """
     assert loaded.sql is not None
-    if loaded.sql.count(SKEWED_FROM) != 1:
-        raise BadInputError(
-            f"{loaded.path.parent / 'features.sql'}: there is no single line {SKEWED_FROM.strip()!r}"
-        )
+    sql = loaded.sql
+    for days, weeks in IN_WEEKS.items():
+        if sql.count(days) != 1:
+            raise BadInputError(
+                f"{loaded.path.parent / 'features.sql'}: there is no single line {days.strip()!r}"
+            )
+        sql = sql.replace(days, weeks)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.yaml"
     shutil.copyfile(loaded.path, path)
     query = folder / str(loaded.spec.features.sql)
-    query.write_text(loaded.sql.replace(SKEWED_FROM, SKEWED_TO), encoding="utf-8")
+    query.write_text(sql, encoding="utf-8")
     return path

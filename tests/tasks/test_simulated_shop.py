@@ -1,4 +1,4 @@
-"""The shop as its life meets it: labels as they were known, and a query that counts hours where it counted days."""
+"""The shop as its life meets it: labels as they were known, and a query that goes by weeks where it went by days."""
 
 import csv
 import shutil
@@ -48,7 +48,7 @@ def test_labels_are_written_for_those_who_asked_and_of_whom_something_is_known(t
     assert count == 2
 
 
-def test_the_skewed_query_counts_hours_in_one_column_and_changes_no_other(loaded, tmp_path):
+def test_the_skewed_query_goes_by_weeks_in_two_columns_and_changes_no_other(loaded, tmp_path):
     skewed = load_spec(skewed_spec(loaded, tmp_path / "skewed"))
     events = churn.simulate("events", seed=7, customers=200, end="2025-03-31").read_all()
 
@@ -61,10 +61,14 @@ def test_the_skewed_query_counts_hours_in_one_column_and_changes_no_other(loaded
     right, wrong = features(loaded.sql), features(skewed.sql)
     assert skewed.spec == loaded.spec
     assert wrong["days_since_last_event"].to_pylist() == [
-        24 * days for days in right["days_since_last_event"].to_pylist()
+        days // 7 for days in right["days_since_last_event"].to_pylist()
     ]
-    assert max(right["days_since_last_event"].to_pylist()) > 0
-    others = [name for name in right.column_names if name != "days_since_last_event"]
+    assert max(right["days_since_last_event"].to_pylist()) > 7
+    assert wrong["avg_events_per_day"].to_pylist() == pytest.approx(
+        [7 * rate for rate in right["avg_events_per_day"].to_pylist()]
+    )
+    changed = {"days_since_last_event", "avg_events_per_day"}
+    others = [name for name in right.column_names if name not in changed]
     assert wrong.select(others).equals(right.select(others))
 
 
