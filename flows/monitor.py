@@ -9,12 +9,14 @@ from prefect.cache_policies import NO_CACHE
 
 from deployments.spec import LoadedSpec
 from flows.events import emit
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from tasks import monitor as parts
 from tasks.metering import metered
 from tasks.monitor_window import Watched, watch, window_of
 from tasks.monitoring_record import MetricRow, MonitorOutcome, Window
+from tasks.progress import stage
 from tasks.steps import worth_trying_again
 
 __all__ = ["monitor"]
@@ -31,35 +33,40 @@ _STEP: dict[str, Any] = {
 @metered(rows=False)
 def fold(loaded: LoadedSpec, platform: Platform, window: Window) -> Watched:
     """Everything logged until now in its table, and who answered in the window."""
-    return watch(platform, loaded, window)
+    with stage("fold the prediction log"):
+        return watch(platform, loaded, window)
 
 
 @task(name="service levels", task_run_name="service levels", **_STEP)
 @metered(rows=False)
 def service_levels(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:  # noqa: ARG001
     """Latency, errors and availability; the platform is where its cost is written down."""
-    return parts.service_part(loaded, watched)
+    with stage("service levels"):
+        return parts.service_part(loaded, watched)
 
 
 @task(name="inputs", task_run_name="live inputs", **_STEP)
 @metered(rows=False)
 def inputs(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
     """What callers sent, against the contract."""
-    return parts.inputs_part(loaded, platform, watched)
+    with stage("live inputs"):
+        return parts.inputs_part(loaded, platform, watched)
 
 
 @task(name="drift", task_run_name="drift", **_STEP)
 @metered(rows=False)
 def drift(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
     """Inputs and predictions, against training data."""
-    return parts.drift_part(loaded, platform, watched)
+    with stage("drift"):
+        return parts.drift_part(loaded, platform, watched)
 
 
 @task(name="quality", task_run_name="quality", **_STEP)
 @metered(rows=False)
 def quality(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
     """Answers against the labels that are known by now."""
-    return parts.quality_part(loaded, platform, watched)
+    with stage("quality"):
+        return parts.quality_part(loaded, platform, watched)
 
 
 @task(name="budget", task_run_name="budget", **_STEP)
@@ -77,13 +84,14 @@ def keep(
     loaded: LoadedSpec, platform: Platform, watched: Watched, rows: Sequence[MetricRow]
 ) -> MonitorOutcome:
     """The window's rows in the table and beside the version's run, its page, and its alerts."""
-    return parts.concluded(loaded, platform, watched, rows)
+    with stage("keep and report"):
+        return parts.concluded(loaded, platform, watched, rows)
 
 
 @flow(name="monitor", flow_run_name=run_name("monitor"), description=__doc__)
 def monitor(
-    model: str,
-    env: str = "dev",
+    model: ModelName,
+    env: EnvironmentName = "dev",
     window: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
