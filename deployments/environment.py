@@ -14,6 +14,7 @@ from deployments.declared import Declared
 from deployments.documents import load_document
 from deployments.errors import BadInputError
 from deployments.explanations import DeclarationError
+from deployments.orchestration import WorkPool
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
 
@@ -229,6 +230,8 @@ class Environment(Declared):
     notify: tuple[str, ...] = Field(
         (), description="Prefect notification blocks that are told of releases, as slack-webhook/releases."
     )
+    work_pool: WorkPool = WorkPool()
+    schedules_active: bool = Field(False, description="Whether the schedules of its deployments run.")
     task_runner: TaskRunnerConfig = ThreadRunner()
     budget: Budget = Budget()
     rates: Rates = Rates()
@@ -262,6 +265,11 @@ class Environment(Declared):
         if self.takes_from == self.name:
             raise DeclarationError(("takes_from",), "an environment cannot take models from itself")
         return self
+
+    @property
+    def pool(self) -> str:
+        """The name of the Prefect work pool that runs its flows."""
+        return self.work_pool.name or f"contender-{self.name}"
 
     def nobody_for(self) -> tuple[str, ...]:
         """The roles that a promotion needs and no approver has."""

@@ -1,5 +1,6 @@
 """The monitoring plan of a model: what live traffic is compared with, when that is an alert, and what follows."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,16 @@ Distance = Literal["wasserstein", "psi", "jensenshannon", "hellinger"]
 CategoricalDistance = Literal["psi", "jensenshannon", "hellinger", "TVD"]
 
 AlertKind = Literal["drift", "prediction_drift", "quality", "service", "inputs", "budget"]
+
+ALERT_EVENTS: Mapping[AlertKind, str] = {
+    "drift": "contender.drift.detected",
+    "prediction_drift": "contender.prediction_drift.detected",
+    "quality": "contender.quality.degraded",
+    "service": "contender.slo.breached",
+    "inputs": "contender.inputs.invalid",
+    "budget": "contender.budget.breached",
+}
+"""The Prefect event of each kind of alert."""
 
 
 class NumericDrift(Declared):

@@ -16,6 +16,7 @@ from deployments.explanations import DeclarationError
 from deployments.gates import ChampionGate, FairnessGate, Gate, MetricGate, OverfitGate
 from deployments.measures import MEASURES, TaskKind, measures_for
 from deployments.monitoring import MonitoringSpec, RetrainSpec
+from deployments.orchestration import Schedule, ScheduledFlow
 from deployments.release import ReleaseSpec
 from deployments.source import Source
 from deployments.training import EvaluationPlan, Features, Labels, RandomSplit, Split, Training
@@ -87,6 +88,7 @@ class ModelSpec(Declared):
     release: ReleaseSpec = ReleaseSpec()
     monitoring: MonitoringSpec = MonitoringSpec()
     retrain: RetrainSpec = RetrainSpec()
+    schedules: dict[ScheduledFlow, Schedule] = {}
 
     @cached_property
     def feature_contract(self) -> TableContract:

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from deployments.declared import Declared
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from flows.promote import promote
 from flows.score import score
@@ -23,8 +24,8 @@ class DeliveryOutcome(Declared):
 
 @flow(name="deliver", flow_run_name=run_name("deliver"), description=__doc__)
 def deliver(
-    model: str = "churn",
-    env: str = "dev",
+    model: ModelName = "churn",
+    env: EnvironmentName = "dev",
     source: str | None = None,
 ) -> DeliveryOutcome:
     """Train, promote and score; a second run with nothing new finds all three done.

@@ -6,6 +6,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from deployments.spec import LoadedSpec
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from flows.score import newest_tables
 from platforms.platform import Platform
@@ -40,7 +41,7 @@ def publish_current(
 
 @flow(name="features", flow_run_name=run_name("features"), description=__doc__)
 def features(
-    model: str, env: str = "dev", as_of: datetime | None = None, endpoint: str | None = None
+    model: ModelName, env: EnvironmentName = "dev", as_of: datetime | None = None, endpoint: str | None = None
 ) -> OnlineOutcome:
     """Make the champion's features, as of now, those that its endpoint looks up by key.
 

@@ -17,6 +17,7 @@ from deployments.declared import Declared
 from deployments.errors import BadInputError, ContenderError
 from deployments.spec import LoadedSpec
 from flows.monitor import monitor
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from flows.release import NotPromotedError, viewed_by
 from flows.release import release as release_flow
@@ -94,7 +95,9 @@ def begin_afresh(model: str, env: str) -> None:
 
 
 @flow(name="lifecycle", flow_run_name=run_name("lifecycle"), description=__doc__)
-def lifecycle(model: str = "churn", env: str = "demo", keep_up: bool = False) -> LifecycleOutcome:
+def lifecycle(
+    model: ModelName = "churn", env: EnvironmentName = "demo", keep_up: bool = False
+) -> LifecycleOutcome:
     """Live four months; one that was cut short is carried on, and one that is over is told again.
 
     Args:

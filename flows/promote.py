@@ -3,6 +3,7 @@
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from tasks import register
@@ -20,8 +21,8 @@ def promote_version(platform: Platform, model: str, ref: ChampionRef) -> Version
 
 @flow(name="promote", flow_run_name=run_name("promote"), description=__doc__)
 def promote(
-    model: str,
-    env: str = "dev",
+    model: ModelName,
+    env: EnvironmentName = "dev",
     version: str | None = None,
 ) -> Version:
     """Promote a version whose gates passed.

@@ -12,6 +12,7 @@ from deployments.declared import Declared
 from deployments.errors import ContenderError
 from flows.approval_form import ask_for_approval, may_suspend
 from flows.notify import Notifier
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from tasks.decide import Action, Close, Wait, stages
@@ -81,7 +82,7 @@ def leave() -> None:
 
 
 @flow(name="release", flow_run_name=run_name("release"), description=__doc__)
-def release(model: str, env: str = "dev", version: str | None = None) -> ReleaseOutcome:
+def release(model: ModelName, env: EnvironmentName = "dev", version: str | None = None) -> ReleaseOutcome:
     """Take a challenger through its plan: approvals, shadow, canary steps, promotion or rollback.
 
     Run again after a crash it carries on; a promotion that is still watched is looked at once more.

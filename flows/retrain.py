@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from deployments.errors import BadInputError, ContenderError, first_line
 from deployments.monitoring import AlertKind
 from deployments.spec import LoadedSpec, load_spec
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from flows.release import LeftError, NotPromotedError
 from flows.release import release as release_flow
@@ -89,8 +90,8 @@ def _require_data_plane(loaded: LoadedSpec, platform: Platform) -> None:
 
 @flow(name="retrain", flow_run_name=run_name("retrain"), description=__doc__)
 def retrain(
-    model: str,
-    env: str = "dev",
+    model: ModelName,
+    env: EnvironmentName = "dev",
     reason: str = "asked for by hand",
     alert: AlertKind | None = None,
     release: bool = True,

@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL
 
 from flows.notify import tell_rollback
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from flows.server import served
 from platforms.platform import Platform
@@ -13,7 +14,9 @@ from tasks.rollback import RollbackOutcome, roll_back
 
 
 @flow(name="rollback", flow_run_name=run_name("rollback"), description=__doc__)
-def rollback(model: str, reason: str, env: str = "dev", to: str | None = None) -> RollbackOutcome:
+def rollback(
+    model: ModelName, reason: str, env: EnvironmentName = "dev", to: str | None = None
+) -> RollbackOutcome:
     """Give an earlier champion all traffic, and make it champion again; it needs no approval.
 
     Args:

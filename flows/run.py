@@ -20,6 +20,7 @@ import typer
 
 from deployments.errors import BadInputError, ContenderError
 from flows.approval_commands import approval_app
+from flows.deployment_commands import deployments_app
 from flows.history_commands import history_app
 from flows.label_commands import labels_app
 from flows.lifecycle_commands import FreshOption, KeepUpOption, lifecycle_app, live
@@ -59,6 +60,7 @@ app.add_typer(history_app)
 app.add_typer(spec_app, name="spec")
 app.add_typer(audit_app, name="audit")
 app.add_typer(labels_app, name="labels")
+app.add_typer(deployments_app, name="deployments")
 app.add_typer(lifecycle_app)
 
 SourceOption = Annotated[

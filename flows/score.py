@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
@@ -62,8 +63,8 @@ def newest_tables(loaded: LoadedSpec, platform: Platform) -> dict[str, Snapshot]
 
 @flow(name="score", flow_run_name=run_name("score"), description=__doc__)
 def score(
-    model: str,
-    env: str = "dev",
+    model: ModelName,
+    env: EnvironmentName = "dev",
     input: str | None = None,  # noqa: A002
     output: str | None = None,
     as_of: datetime | None = None,

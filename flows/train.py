@@ -5,6 +5,7 @@ from datetime import datetime
 from prefect import flow
 
 from deployments.spec import FEATURES
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import chosen_sources, prepare, run_name
 from flows.runners import task_runner
 from tasks import steps
@@ -18,8 +19,8 @@ from tasks.verdict import Verdict
 
 @flow(name="train", flow_run_name=run_name("train"), description=__doc__)
 def train(
-    model: str,
-    env: str = "dev",
+    model: ModelName,
+    env: EnvironmentName = "dev",
     source: str | None = None,
     as_of: datetime | None = None,
     force: bool = False,

@@ -4,6 +4,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from deployments.environment import load_environment
+from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import prepare, run_name
 from platforms import platform_for
 from platforms.platform import Platform
@@ -21,7 +22,9 @@ def transfer_task(source: Platform, target: Platform, model: str, version: str |
 
 
 @flow(name="transfer", flow_run_name=run_name("transfer"), description=__doc__)
-def transfer(model: str, env: str, from_env: str, version: str | None = None) -> Transfer:
+def transfer(
+    model: ModelName, env: EnvironmentName, from_env: EnvironmentName, version: str | None = None
+) -> Transfer:
     """Take a version from one environment into another, where it is judged and proposed.
 
     Args:

@@ -8,7 +8,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from pydantic import BaseModel, JsonValue, RootModel, TypeAdapter
 
-from deployments import contract, environment, gates, release, source, spec, training
+from deployments import contract, environment, gates, monitoring, orchestration, release, source, spec, training
 from deployments.declared import Declared
 from deployments.documents import load_document, parse_document
 from deployments.errors import BadInputError, SpecError
@@ -446,7 +446,7 @@ def test_defaults_that_nothing_would_use_are_refused() -> None:
 
 # The reference ----------------------------------------------------------------------------------------------
 
-DECLARING = (contract, environment, gates, release, source, spec, training)
+DECLARING = (contract, environment, gates, monitoring, orchestration, release, source, spec, training)
 
 
 def declared_models() -> list[type[Declared]]:

@@ -43,7 +43,7 @@ def outcome():
 
 def test_an_alert_of_drift_makes_a_retrain_run_with_its_reason(prefect_server, home, tmp_path):
     template = ProcessWorker.get_default_base_job_template()
-    asked(f"{prefect_server}/work_pools/", name="contender", type="process", base_job_template=template)
+    asked(f"{prefect_server}/work_pools/", name="contender-dev", type="process", base_job_template=template)
     environment = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(tmp_path / "prefect")}
     command = [PREFECT, "--no-prompt", "deploy", "-n", "retrain/churn-dev"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

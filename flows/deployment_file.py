@@ -1,0 +1,157 @@
+"""prefect.yaml, made of the specs: every flow of every model in every environment, with schedules and triggers.
+
+A new model.yaml, or another environment, needs no line of it written by hand.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deployments.environment import Environment, known_environments, load_environment
+from deployments.errors import BadInputError
+from deployments.monitoring import ALERT_EVENTS, AlertKind
+from deployments.spec import LoadedSpec, load_spec, shipped_models
+
+__all__ = ["FILE", "changes", "prefect_yaml"]
+
+FILE = Path("prefect.yaml")
+
+_DEMO = "demo"
+_HEAD = """\
+# Written by `python -m flows.run deployments sync` from deployments/models and deployments/environments: change those.
+# `prefect deploy --all` deploys it; `python -m flows.run deployments pools` makes the work pools that it names.
+"""
+
+
+@dataclass(frozen=True)
+class _Deployed:
+    """A flow, where it is deployed, and what it is told beside model and environment."""
+
+    flow: str
+    where: Callable[[LoadedSpec, Environment], bool]
+    parameters: Callable[[Environment], dict[str, Any]] = lambda _: {}
+    alone: str | None = "ENQUEUE"
+    """What becomes of a second run while one is under way; None where they may run side by side."""
+
+
+def _trained(_: LoadedSpec, env: Environment) -> bool:
+    return env.takes_from is None and env.name != _DEMO
+
+
+def _everywhere(_: LoadedSpec, env: Environment) -> bool:
+    return env.name != _DEMO
+
+
+_FLOWS = (
+    _Deployed("train", _trained),
+    _Deployed(
+        "transfer", lambda _, env: env.takes_from is not None, lambda env: {"from_env": env.takes_from}
+    ),
+    _Deployed("promote", lambda loaded, env: _everywhere(loaded, env) and not env.approvals),
+    _Deployed("release", _everywhere, alone="CANCEL_NEW"),
+    _Deployed("rollback", _everywhere, lambda _: {"reason": ""}, alone=None),
+    _Deployed("score", _everywhere, alone=None),
+    _Deployed("features", lambda loaded, env: _everywhere(loaded, env) and loaded.sql is not None),
+    _Deployed("monitor", _everywhere),
+    _Deployed("retrain", _trained, lambda _: {"reason": "asked for by hand"}),
+    _Deployed("deliver", lambda loaded, env: _trained(loaded, env) and not env.approvals),
+    _Deployed(
+        "lifecycle",
+        lambda loaded, env: env.name == _DEMO and _DEMO in loaded.spec.release.environments,
+        lambda _: {"keep_up": False},
+    ),
+)
+
+
+def prefect_yaml() -> str:
+    """The whole file, for the models and environments that are here; the same for the same specs.
+
+    Raises:
+        BadInputError: a spec or an environment does not say what it must, or a schedule is none.
+    """
+    environments = [load_environment(name) for name in known_environments()]
+    deployments = [
+        one
+        for model in shipped_models()
+        for environment in environments
+        for one in _deployments(load_spec(model), environment)
+    ]
+    document = {"name": "contender", "deployments": deployments}
+    return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
+
+
+def changes(standing: str, wanted: str) -> list[str]:
+    """What differs between two files, by the names of deployments; a line of words each."""
+    if standing == wanted:
+        return []
+    before, after = _by_name(standing), _by_name(wanted)
+    said = [f"{name}: is missing" for name in after if name not in before]
+    said += [f"{name}: nothing asks for it any more" for name in before if name not in after]
+    said += [f"{name}: is another" for name in after if name in before and before[name] != after[name]]
+    return said or ["the text is another, and the deployments are the same"]
+
+
+def _by_name(text: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(text) or {}
+        found = document.get("deployments") or []
+        return {f"{Path(one['entrypoint'].split(':')[0]).stem}/{one['name']}": one for one in found}
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise BadInputError(f"{FILE}: this is no file of deployments: {error}") from None
+
+
+def _deployments(loaded: LoadedSpec, environment: Environment) -> Iterator[dict[str, Any]]:
+    for deployed in _FLOWS:
+        if deployed.where(loaded, environment):
+            yield _deployment(deployed, loaded, environment)
+
+
+def _deployment(deployed: _Deployed, loaded: LoadedSpec, environment: Environment) -> dict[str, Any]:
+    model, env = loaded.name, environment.name
+    made: dict[str, Any] = {
+        "name": f"{model}-{env}",
+        "entrypoint": f"flows/{deployed.flow}.py:{deployed.flow}",
+        "description": _description(deployed.flow),
+        "tags": ["contender", model, env],
+        "parameters": {"model": model, "env": env, **deployed.parameters(environment)},
+    }
+    schedule = loaded.spec.schedules.get(deployed.flow)  # type: ignore[call-overload]
+    if schedule is not None:
+        made["schedules"] = [{**schedule.model_dump(), "active": environment.schedules_active}]
+    if deployed.flow == "retrain":
+        made["triggers"] = [_trigger(loaded, environment, kind) for kind in loaded.spec.retrain.on]
+    made["work_pool"] = {"name": environment.pool}
+    if environment.work_pool.job_variables:
+        made["work_pool"]["job_variables"] = environment.work_pool.job_variables
+    if deployed.alone is not None:
+        made["concurrency_limit"] = {"limit": 1, "collision_strategy": deployed.alone}
+    return made
+
+
+def _trigger(loaded: LoadedSpec, environment: Environment, kind: AlertKind) -> dict[str, Any]:
+    """An automation: one event, one run; whether anything is trained is for the model's policy to say."""
+    model, env = loaded.name, environment.name
+    return {
+        "name": f"{model}-{env}-retrain-on-{kind.replace('_', '-')}",
+        "description": f"{ALERT_EVENTS[kind]} asks for a retraining of {model} in {env}; its policy decides.",
+        "match": {"prefect.resource.id": f"contender.model.{env}.{model}"},
+        "expect": [ALERT_EVENTS[kind]],
+        "parameters": {
+            "model": model,
+            "env": env,
+            "reason": "{{ event.payload.reason }}",
+            "alert": kind,
+        },
+    }
+
+
+def _description(flow: str) -> str:
+    """What a flow's module says of itself, in its first line."""
+    source = (Path(__file__).parent / f"{flow}.py").read_text(encoding="utf-8")
+    said = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+    told = said.partition(": ")[2] or said
+    return told[:1].upper() + told[1:]

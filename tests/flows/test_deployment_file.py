@@ -1,0 +1,64 @@
+"""prefect.yaml is what the specs say, and every flow in it takes what it is told."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.errors import BadInputError
+from flows.deployment_file import changes, prefect_yaml
+from flows.run import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def declared():
+    return yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def test_the_file_here_is_what_the_specs_say():
+    assert (ROOT / "prefect.yaml").read_text() == prefect_yaml()
+
+
+@pytest.mark.parametrize("deployment", declared(), ids=lambda one: f"{one['entrypoint']}-{one['name']}")
+def test_a_deployment_tells_its_flow_what_it_takes(deployment):
+    module, function = deployment["entrypoint"].split(":")
+    flow = getattr(importlib.import_module(module.removesuffix(".py").replace("/", ".")), function)
+    taken = inspect.signature(flow.fn).parameters
+
+    for told in (deployment["parameters"], *(one["parameters"] for one in deployment.get("triggers", ()))):
+        assert set(told) <= set(taken)
+        required = {name for name, one in taken.items() if one.default is inspect.Parameter.empty}
+        assert required <= set(told)
+
+
+def test_what_differs_is_named_by_deployment():
+    wanted = prefect_yaml()
+    document = yaml.safe_load(wanted)
+    document["deployments"] = document["deployments"][1:]
+    document["deployments"][0]["description"] = "another"
+
+    assert changes(yaml.safe_dump(document), wanted) == [
+        "lifecycle/churn-demo: is missing",
+        "train/churn-dev: is another",
+    ]
+    assert changes(wanted, wanted) == []
+
+
+def test_a_file_that_is_none_is_refused():
+    with pytest.raises(BadInputError, match=r"prefect.yaml: this is no file of deployments"):
+        changes("deployments: 3", prefect_yaml())
+
+
+def test_a_check_writes_nothing_and_sync_writes_what_is_asked_for(tmp_path, capsys):
+    path = tmp_path / "prefect.yaml"
+
+    assert main(["deployments", "sync", "--check", "--out", str(path)]) == 1
+    assert not path.exists()
+    assert main(["deployments", "sync", "--out", str(path)]) == 0
+    assert main(["deployments", "sync", "--check", "--out", str(path)]) == 0
+
+    assert path.read_text() == prefect_yaml()
+    assert "up to date" in capsys.readouterr().out
