@@ -66,10 +66,8 @@ def _retrain(outcome: "MonitorOutcome", env: str, model: str) -> None:
     done = retrain_for(outcome, env, model)
     if session.as_json:
         return
-    if done is None:
-        console.out.print("No alert asks for a retraining.")
-    else:
-        console.out.print(str(done), soft_wrap=True, markup=False)
+    said = "no alert asks for a retraining" if done is None else str(done)
+    console.out.print(said, soft_wrap=True, markup=False)
 
 
 def _show(outcome: "MonitorOutcome") -> None:

@@ -40,7 +40,6 @@ from tasks.monitor_reference import known_categories, training_reference
 from tasks.monitor_window import Watched
 from tasks.monitoring_alerts import alerts_of
 from tasks.monitoring_record import (
-    Alert,
     Kind,
     MetricRow,
     MonitoringTable,
@@ -356,8 +355,3 @@ def _nothing_joined() -> Joined:
     columns = {name: pa.array([], pa.string()) for name in texts}
     numbers = {PREDICTION_NUMBER: pa.array([], pa.float64()), SCORE: pa.array([], pa.float64())}
     return Joined(0, pa.table(columns | numbers))
-
-
-def new_alerts(outcome: MonitorOutcome) -> tuple[Alert, ...]:
-    """The alerts that nobody has acknowledged."""
-    return tuple(alert for alert in outcome.alerts if not alert.acknowledged)
