@@ -47,7 +47,7 @@ from tasks.release_record import ENDED, Release, ReleaseStore
 from tasks.simulated_callers import Callers, asked_within
 from tasks.simulated_shop import customers_at, skewed_spec, true_labels, write_labels
 
-__all__ = ["begin_afresh", "lifecycle", "told_to"]
+__all__ = ["begin_afresh", "lifecycle", "lived_before", "told_to"]
 
 MONTHS = tuple(datetime(2026, month, 1, tzinfo=UTC) for month in (1, 2, 3, 4))
 TITLES = (
@@ -111,11 +111,9 @@ def lifecycle(
     loaded, platform = prepare(model, env)
     _require_empty(loaded, platform)
     record = LifeRecord(platform, loaded.name)
-    standing = record.finished()
+    standing = lived_before(model, env)
     if standing is not None:
-        for month in standing.months:
-            _tell_again(month)
-        return standing.model_copy(update={"known": True})
+        return standing
     try:
         with stage("start the gateway"):
             platform.data_plane.up()
@@ -131,10 +129,26 @@ def lifecycle(
                 platform.data_plane.down()
 
 
+def lived_before(model: str, env: str) -> LifecycleOutcome | None:
+    """The life that has come to its end in an environment, told once more; None where there is none."""
+    loaded, platform = prepare(model, env)
+    if not _begun(loaded, platform):
+        return None
+    standing = LifeRecord(platform, loaded.name).finished()
+    for month in standing.months if standing else ():
+        _tell(month.number, month)
+        for fact in month.in_order:
+            _tell(month.number, fact)
+    return standing
+
+
+def _begun(loaded: LoadedSpec, platform: Platform) -> bool:
+    return (platform.folder("lifecycle") / loaded.name / "begun.json").exists()
+
+
 def _require_empty(loaded: LoadedSpec, platform: Platform) -> None:
     """A life begins where nothing is yet: another's champion would be in its way."""
-    begun = (platform.folder("lifecycle") / loaded.name / "begun.json").exists()
-    if not begun and isinstance(standing_champion(platform, loaded.name), ChampionRef):
+    if not _begun(loaded, platform) and isinstance(standing_champion(platform, loaded.name), ChampionRef):
         raise BadInputError(
             f"{loaded.name} has a champion in {platform.environment.name} already; a life begins in an environment "
             "of its own, such as demo"
@@ -144,12 +158,6 @@ def _require_empty(loaded: LoadedSpec, platform: Platform) -> None:
 def _tell(month: int, fact: Declared) -> None:
     for teller in _tellers:
         teller(month, fact)
-
-
-def _tell_again(month: Month) -> None:
-    _tell(month.number, month)
-    for fact in month.in_order:
-        _tell(month.number, fact)
 
 
 class _Life:

@@ -67,15 +67,21 @@ def _lived(model: str, env: str, *, fresh: bool, keep_up: bool) -> "LifecycleOut
         begin_afresh(model, env)
     with ExitStack() as stack:
         stack.enter_context(_ended_in_order())
+        if not session.as_json:
+            from flows.lifecycle_view import shown
+
+            stack.enter_context(shown())
+        from flows.lifecycle import lived_before
+
+        # No server is needed for what is only to be shown.
+        standing = lived_before(model, env)
+        if standing is not None:
+            return standing
         if not session.verbose:
             stack.enter_context(console.stages_shown())
         stack.enter_context(served(lambda: prepare.opened(model, env)))
         from flows.lifecycle import lifecycle as lifecycle_flow
 
-        if not session.as_json:
-            from flows.lifecycle_view import shown
-
-            stack.enter_context(shown())
         return lifecycle_flow(model, env, keep_up)
 
 

@@ -212,7 +212,8 @@ class LifeRecord:
 
     def finished(self) -> LifecycleOutcome | None:
         """The life, if it has come to its end."""
-        return self._read("life", LifecycleOutcome)
+        found = self._read("life", LifecycleOutcome)
+        return found.model_copy(update={"known": True}) if found else None
 
     def finish(self, outcome: LifecycleOutcome) -> LifecycleOutcome:
         """Keep the whole of it."""
