@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from deployments.spec import LoadedSpec
 from flows.events import emit
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import prepare, run_name
+from flows.prepare import about, prepare, run_name
 from platforms.platform import Platform
 from tasks import monitor as parts
 from tasks.metering import metered
@@ -123,6 +123,7 @@ def monitor(
             for row in part(loaded, platform, watched)
         ]
         outcome = keep(loaded, platform, watched, rows)
+    about(outcome.version)
     _publish(outcome, rows)
     for alert in outcome.alerts:
         emit(platform, alert, outcome)

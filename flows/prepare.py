@@ -1,8 +1,12 @@
 """What every flow begins with: the model's spec, the environment, its platform, and the sources to read."""
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from deployments.environment import load_environment
 from deployments.errors import BadInputError
@@ -14,7 +18,7 @@ from tasks.champion import standing_champion
 
 
 def run_name(flow: str) -> Callable[[], str]:
-    """How a flow's runs are called in the UI: model, flow, environment and day."""
+    """How a flow's runs are called in the UI: model, flow and day; `about` adds the version once it is known."""
 
     def name() -> str:
         from prefect.runtime import flow_run
@@ -22,18 +26,45 @@ def run_name(flow: str) -> Callable[[], str]:
         parameters = flow_run.parameters
         model = Path(str(parameters["model"]))
         shown = model.parent.name if model.suffix in {".yaml", ".yml"} else model.name
-        return f"{shown} · {flow} · {parameters['env']} · {datetime.now(UTC):%Y-%m-%d}"
+        return f"{shown} · {flow} · {datetime.now(UTC):%Y-%m-%d}"
 
     return name
 
 
+def about(version: str) -> None:
+    """Add the version that this flow run is about to its name, as in `churn · train · 2026-11-21 · v7`."""
+    from prefect.runtime import flow_run
+
+    _update(name=f"{str(flow_run.name).partition(' · v')[0]} · v{version}")
+
+
+def _update(**changes: Any) -> None:
+    """Change how this flow run is shown; where that cannot be done, nothing is lost but the show."""
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+    from prefect.runtime import flow_run
+
+    if flow_run.id is None:
+        return
+    with suppress(PrefectException, HTTPError), get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(flow_run.id)), **changes)
+
+
 def prepare(model: str, env: str) -> tuple[LoadedSpec, Platform]:
-    """The loaded spec and the platform of an environment.
+    """The loaded spec and the platform of an environment; a flow run is tagged with both.
 
     Raises:
         BadInputError: no such model or environment, or a document that does not say what it must.
     """
-    return load_spec(model), platform_for(load_environment(env))
+    loaded, environment = load_spec(model), load_environment(env)
+    if "prefect.runtime" in sys.modules:
+        from prefect.runtime import flow_run
+
+        tags = {"contender", loaded.name, environment.name}
+        if flow_run.id is not None and not tags <= set(flow_run.tags):
+            _update(tags=sorted({*flow_run.tags, *tags}))
+    return loaded, platform_for(environment)
 
 
 def opened(model: str, env: str) -> None:

@@ -4,7 +4,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import prepare, run_name
+from flows.prepare import about, prepare, run_name
 from platforms.platform import Platform
 from tasks import register
 from tasks.champion import ChampionMissing, ChampionRef, version_ref
@@ -43,4 +43,5 @@ def promote(
     )
     if isinstance(ref, ChampionMissing):
         raise PromotionRefusedError(ref.reason)
+    about(ref.version)
     return promote_version(platform, loaded.name, ref)

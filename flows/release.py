@@ -13,7 +13,7 @@ from deployments.errors import ContenderError
 from flows.approval_form import ask_for_approval, may_suspend
 from flows.notify import Notifier
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import prepare, run_name
+from flows.prepare import about, prepare, run_name
 from platforms.platform import Platform
 from tasks.decide import Action, Close, Wait, stages
 from tasks.metering import metering
@@ -111,6 +111,7 @@ def release(model: ModelName, env: EnvironmentName = "dev", version: str | None 
             task(name="watch labels", task_run_name="watch labels", cache_policy=NO_CACHE)(_look_once)(
                 _Held(control)
             )
+        about(control.release.challenger.version)
         forms = 0
         while not control.ended:
             name = _stage_name(control.release)

@@ -5,7 +5,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.notify import tell_rollback
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import prepare, run_name
+from flows.prepare import about, prepare, run_name
 from flows.server import served
 from platforms.platform import Platform
 from tasks.release_end import write_end
@@ -31,6 +31,7 @@ def rollback(
     """
     loaded, platform = prepare(model, env)
     outcome = roll_back(platform, loaded, reason=reason, to=to)
+    about(outcome.version)
     write_down(platform, outcome)
     tell_rollback(platform, outcome)
     return outcome

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import prepare, run_name
+from flows.prepare import about, prepare, run_name
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks.champion import standing_champion, trained_query
@@ -88,5 +88,6 @@ def score(
         outcome = score_given(loaded, platform, input, Path(output))
     else:
         outcome = score_current(loaded, platform, as_of, Path(output) if output else None)
+    about(outcome.version)
     publish_links(loaded.name, {"scores": outcome.output})
     return outcome

@@ -6,7 +6,7 @@ from prefect import flow
 
 from deployments.spec import FEATURES
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import chosen_sources, prepare, run_name
+from flows.prepare import about, chosen_sources, prepare, run_name
 from flows.runners import task_runner
 from tasks import steps
 from tasks.champion import standing_champion
@@ -94,6 +94,8 @@ def train(
             gates=gates,
             version=version,
         )
+    if outcome.version is not None:
+        about(outcome.version.version)
     if outcome.verdict is not Verdict.PASS:
         raise GatesRefusedError(outcome)
     return outcome

@@ -228,8 +228,8 @@ def exceedances(found: Neighbours, log_ratio: float) -> Numbers:
     lengths = np.bincount(theirs.group, minlength=found.groups)
     ways = _log_choose(np.arange(lengths.max() + 1), found.size)
     all_below = np.exp(ways[below] - ways[lengths][ours.group])
-    means: Numbers = np.bincount(ours.group, ours.largest * all_below, minlength=found.groups)
-    return np.minimum(means, 1.0)
+    means = np.bincount(ours.group, ours.largest * all_below, minlength=found.groups)
+    return np.minimum(means.astype(np.float64), 1.0)
 
 
 def quantile_ratio_interval(

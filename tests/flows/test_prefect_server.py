@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -151,6 +152,11 @@ def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its
         run = wait_until(ended, 300, "the deployed run's end", worker_log, worker)
 
     assert run["state_type"] == "COMPLETED", worker_log.read_text()[-3000:]
+    named = {run["name"]: set(run["tags"]) for run in asked("POST", f"{address}/flow_runs/filter", limit=100)}
+    (trained,) = [
+        name for name in named if re.fullmatch(r"binary_model · train · \d{4}-\d\d-\d\d · v1", name)
+    ]
+    assert {"contender", "binary_model", "dev"} <= named[trained]
     artifacts = asked("POST", f"{address}/artifacts/filter", limit=100)
     kept = {item["key"]: item for item in artifacts if item["key"]}
     assert {
