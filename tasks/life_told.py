@@ -184,5 +184,6 @@ def drifted(fact: Monitored) -> list[MetricRow]:
 
 
 def quality_of(fact: Monitored) -> MetricRow | None:
-    """The judged quality of a window: its first metric, where there were labels."""
-    return next((row for row in fact.of("quality") if not row.subject and row.value is not None), None)
+    """The judged quality of a window, by its first metric, where there were labels; their coverage is no quality."""
+    found = (row for row in fact.of("quality") if not row.subject and row.metric != "coverage")
+    return next((row for row in found if row.value is not None), None)

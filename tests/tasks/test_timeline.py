@@ -74,7 +74,10 @@ def monitored(month, *, drift=(), labelled=0, place=0, alerts=(), quality=None, 
     judged = verdict or (
         Verdict.FAIL if any(one.verdict is Verdict.FAIL for one in columns) else Verdict.PASS
     )
-    rows = [*columns, *([quality] if quality else [])]
+    coverage = row(
+        month, "quality", "coverage", float(labelled > 0), Verdict.PASS, threshold=0.2, place=place
+    )
+    rows = [*columns, coverage, *([quality] if quality else [])]
     outcome = MonitorOutcome(
         model="churn",
         environment="demo",
