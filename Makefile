@@ -18,6 +18,16 @@ help:  ## List what there is to make
 run: $(STAMP)  ## Live four months of the embedded shop, from first champion to rollback
 	@$(BIN)/python -m flows.run
 
+.PHONY: up
+up: $(STAMP)  ## Start a Prefect server, a worker and the endpoints of dev, and deploy everything there
+	@$(BIN)/python -m flows.run prefect up
+	@$(BIN)/python -m flows.run up
+
+.PHONY: down
+down: $(STAMP)  ## End what `make up` started
+	@$(BIN)/python -m flows.run down
+	@$(BIN)/python -m flows.run prefect down
+
 .PHONY: test
 test: $(STAMP)  ## Run every test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -26,6 +26,7 @@ from flows.label_commands import labels_app
 from flows.lifecycle_commands import FreshOption, KeepUpOption, lifecycle_app, live
 from flows.monitoring_commands import monitoring_app
 from flows.options import EnvOption, JsonOption, ModelOption
+from flows.prefect_commands import prefect_app
 from flows.release_commands import release_app
 from flows.retrain_commands import retrain_app
 from flows.serving_commands import serving_app
@@ -61,6 +62,7 @@ app.add_typer(spec_app, name="spec")
 app.add_typer(audit_app, name="audit")
 app.add_typer(labels_app, name="labels")
 app.add_typer(deployments_app, name="deployments")
+app.add_typer(prefect_app, name="prefect")
 app.add_typer(lifecycle_app)
 
 SourceOption = Annotated[

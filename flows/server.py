@@ -19,7 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.request import urlopen
 
+from deployments.environment import home
 from deployments.errors import ContenderError
+from flows.keeper import kept
 
 
 def empty_database() -> Path:
@@ -67,13 +69,13 @@ class OwnServer:
 
     def __init__(self) -> None:
         """Begin to start it; it says what it has to say in `server.log` in Prefect's home."""
-        home = Path(os.environ["PREFECT_HOME"])
-        furnish(home)
+        folder = Path(os.environ["PREFECT_HOME"])
+        furnish(folder)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/api"
-        self._log = home / "server.log"
+        self._log = folder / "server.log"
         # Tethered: a run that is killed cannot end it.
         command = [
             sys.executable,
@@ -124,10 +126,14 @@ class OwnServer:
 
 @contextmanager
 def served(opened: Callable[[], None]) -> Iterator[None]:
-    """Within it, flows have a server: the one that PREFECT_API_URL names, or one of their own.
+    """Within it, flows have a server: the one that PREFECT_API_URL names, or `prefect up` keeps, or one of their own.
 
     One of their own starts while `opened` does something else that has to be done first.
     """
+    if not os.environ.get("PREFECT_API_URL"):
+        standing = kept(home())
+        if standing is not None and standing.healthy():
+            os.environ["PREFECT_API_URL"] = standing.url
     if os.environ.get("PREFECT_API_URL"):
         opened()
         yield

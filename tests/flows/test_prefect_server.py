@@ -1,24 +1,24 @@
-"""A real `prefect server start`, a real process worker, and what a person would find in the UI."""
+"""A real Prefect server, a real process worker, and what a person would find in the UI."""
 
 import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-PREFECT = Path(sys.executable).with_name("prefect")
 
 
 def free_port():
@@ -27,60 +27,53 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def background(*command, environment, log):
-    """A process group of its own that is gone afterwards, with everything it started."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            env=environment,
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(20)
-
-
-def wait_until(found, seconds, what, log, process=None):
+def wait_until(found, seconds, what, logs):
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and (process is None or process.poll() is None):
+    while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
             answer = found()
             if answer:
                 return answer
         time.sleep(0.5)
-    raise AssertionError(f"{what} did not happen within {seconds} s:\n{log.read_text()[-3000:]}")
+    said = "\n".join(f"{log.name}: {log.read_text()[-3000:]}" for log in sorted(logs.glob("*.log")))
+    raise AssertionError(f"{what} did not happen within {seconds} s:\n{said}")
+
+
+@dataclass(frozen=True)
+class Server:
+    """What `prefect up` made: the server's address, where its logs are, and how commands reach it."""
+
+    address: str
+    logs: Path
+    environment: dict
+
+    def run(self, *command):
+        line = [sys.executable, "-m", "flows.run", *command]
+        done = subprocess.run(
+            line, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
 def server(tmp_path, home):
-    """The address of a server, and the environment in which commands reach it."""
+    """A server, a worker and everything of dev deployed, by the one command; all ended afterwards."""
     port = free_port()
-    address = f"http://127.0.0.1:{port}/api"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": address,
         "OMP_NUM_THREADS": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "CONTENDER_HOME": str(home),
         "PYTHONPATH": str(ROOT),
     }
-    log = tmp_path / "server.log"
-    with background(PREFECT, "server", "start", "--port", port, environment=environment, log=log):
-        wait_until(lambda: httpx.get(f"{address}/health").status_code == 200, 120, "the server's start", log)
-        yield address, environment, log
+    made = Server(f"http://127.0.0.1:{port}/api", home / "prefect" / "logs", environment)
+    code, said = made.run("prefect", "up", "--port", str(port))
+    try:
+        assert code == 0, said
+        yield made
+    finally:
+        assert made.run("prefect", "down")[0] == 0
 
 
 def asked(method, url, **body):
@@ -90,29 +83,14 @@ def asked(method, url, **body):
     return answer.json() if answer.content else None
 
 
-def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its_artifacts(
-    server, make_model, tmp_path
-):
-    address, environment, log = server
+def test_one_command_deploys_everything_which_runs_on_schedule_and_shows_its_artifacts(server, make_model):
+    address = server.address
     model = str(make_model("binary", one_candidate))
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    pools = [sys.executable, "-m", "flows.run", "deployments", "pools"]
-    made = subprocess.run(pools, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stdout + made.stderr
 
-    done = subprocess.run(
-        [PREFECT, "--no-prompt", "deploy", "--all"],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
     deployed = asked("POST", f"{address}/deployments/filter")
-    assert len(deployed) == len(declared["deployments"])
+    wanted = [one["name"] for one in declared["deployments"] if one["name"].endswith("-dev")]
+    assert sorted(item["name"] for item in deployed) == sorted(wanted)
     by_flow = {item["entrypoint"]: item for item in deployed if item["name"] == "churn-dev"}
     train = by_flow["flows/train.py:train"]
     parameters = train["parameter_openapi_schema"]["properties"]
@@ -132,7 +110,7 @@ def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its
         lambda: asked("POST", f"{address}/flow_runs/filter", **scheduled),
         90,
         "a run made by the schedule",
-        log,
+        server.logs,
     )
     asked("PATCH", schedule, active=False)
 
@@ -141,17 +119,14 @@ def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its
     asked("PATCH", f"{address}/deployments/{run_of}", enforce_parameter_schema=False)
     wanted = {"parameters": {"model": model, "env": "dev"}, "state": {"type": "SCHEDULED"}}
     made = asked("POST", f"{address}/deployments/{run_of}/create_flow_run", **wanted)
-    worker_log = tmp_path / "worker.log"
-    command = (PREFECT, "worker", "start", "--pool", "contender-dev")
-    with background(*command, environment=environment, log=worker_log) as worker:
 
-        def ended():
-            run = asked("GET", f"{address}/flow_runs/{made['id']}")
-            return run if run["state_type"] in {"COMPLETED", "FAILED", "CRASHED"} else None
+    def ended():
+        run = asked("GET", f"{address}/flow_runs/{made['id']}")
+        return run if run["state_type"] in {"COMPLETED", "FAILED", "CRASHED"} else None
 
-        run = wait_until(ended, 300, "the deployed run's end", worker_log, worker)
+    run = wait_until(ended, 300, "the deployed run's end", server.logs)
 
-    assert run["state_type"] == "COMPLETED", worker_log.read_text()[-3000:]
+    assert run["state_type"] == "COMPLETED", (server.logs / "worker.log").read_text()[-3000:]
     named = {run["name"]: set(run["tags"]) for run in asked("POST", f"{address}/flow_runs/filter", limit=100)}
     (trained,) = [
         name for name in named if re.fullmatch(r"binary_model · train · \d{4}-\d\d-\d\d · v1", name)
@@ -168,3 +143,25 @@ def test_every_deployment_in_prefect_yaml_deploys_runs_on_schedule_and_shows_its
 
 def one_candidate(spec):
     del spec["training"]["candidates"][1:]
+
+
+def test_what_is_kept_is_started_again_and_is_not_begun_twice(server):
+    port = int(server.address.rsplit(":", 1)[1].split("/")[0])
+    (listening,) = [
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.laddr.port == port and connection.status == psutil.CONN_LISTEN
+    ]
+
+    psutil.Process(listening).kill()
+
+    wait_until(
+        lambda: httpx.get(f"{server.address}/health", timeout=5).status_code == 200,
+        120,
+        "the server's return",
+        server.logs,
+    )
+    code, said = server.run("prefect", "status")
+    assert (code, "a worker of contender-dev" in said.replace("\n", " ")) == (0, True)
+    code, said = server.run("prefect", "up", "--port", str(free_port()))
+    assert (code, f"up on port {port}" in said.replace("\n", " ")) == (2, True)
