@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("validation", "ingest", "orchestration", "serving", "release")
+BENCHMARKS = ("validation", "ingest", "orchestration", "serving", "release", "monitoring", "drift")
 
 
 def main() -> int:
