@@ -163,10 +163,8 @@ def inputs_frame(rows: pa.Table, spec: ModelSpec) -> pd.DataFrame:
         column = rows.column(name)
         if column.null_count and not declared[name].nullable:
             lacking[name] = column.is_null().to_numpy()
-            filled = pc.fill_null(
-                column.cast(arrow_type(declared[name].type)),
-                value=0 if declared[name].type is ColumnType.INTEGER else False,
-            )
+            nothing = 0 if declared[name].type is ColumnType.INTEGER else False
+            filled = column.cast(arrow_type(declared[name].type)).fill_null(nothing)
             rows = rows.set_column(place, name, filled)
     frame = model_inputs(rows, spec)
     for name, missing in lacking.items():

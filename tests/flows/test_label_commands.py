@@ -41,3 +41,15 @@ def test_what_is_no_label_is_bad_input(labels):
 
     assert isinstance(refused.exception, BadInputError)
     assert "'perhaps'" in str(refused.exception)
+
+
+def test_labels_of_entities_that_nobody_asked_for_are_counted(labels, monkeypatch):
+    monkeypatch.setattr("flows.session.session.as_json", False)
+    rows = ("customer_id,as_of,label", "C0000001,2026-01-01,true", "C0000002,2026-01-01,false")
+
+    told = labels(*rows, options=("--within", "48"))
+    said = labels(*rows, options=("--json",))
+
+    assert told.exit_code == said.exit_code == 0
+    found = json.loads(said.stdout)
+    assert (found["rows"], found["new"], found["unmatched"], found["unknown"]) == (2, 0, 2, None)

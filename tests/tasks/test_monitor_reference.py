@@ -1,0 +1,89 @@
+"""What live rows are compared with: rows of training, where they are here, and an error that says so where not."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from deployments.errors import ContenderError
+from deployments.spec import FEATURES
+from tasks import monitor_reference
+from tasks.champion import ChampionRef
+from tasks.live_window import inputs_frame
+from tasks.metrics import Outputs
+from tasks.monitor_reference import known_categories, said_column, training_tables
+
+REF = ChampionRef(name="dev-fruit", version="3", run_id="r", model_id="m", digest="d")
+
+
+@pytest.fixture
+def carried(platform, monkeypatch):
+    """What came along of a version's training data, of which no training of this environment tells."""
+
+    class NoRuns:
+        def __init__(self, _platform):
+            pass
+
+        def document(self, *_):
+            return None
+
+    def keep(table):
+        found = {}
+        if table is not None:
+            found = {FEATURES: platform.tables.write("gold/fruit/reference", table.to_reader())}
+        monkeypatch.setattr(monitor_reference, "Tracking", NoRuns)
+        monkeypatch.setattr(monitor_reference, "reference_snapshots", lambda *_: found)
+        return found
+
+    return keep
+
+
+def fruit(count=6, **changes):
+    columns = {
+        "weight": np.full(count, 100.0),
+        "sugar": np.full(count, 10.0),
+        "spots": pa.array([3] * count),
+        "shape": pa.array((["round", None, "long"] * count)[:count]),
+        "washed": pa.array([True] * count),
+    }
+    return pa.table(columns | changes)
+
+
+def test_a_version_from_elsewhere_is_compared_with_what_came_along(platform, carried, make_spec):
+    found = carried(fruit())
+
+    assert training_tables(platform, REF) == (found[FEATURES],)
+    assert known_categories(platform, REF, make_spec().spec) == {"shape": frozenset({"round", "long"})}
+
+
+def test_data_that_did_not_come_along_is_an_error_that_says_so(platform, carried, make_spec):
+    spec = make_spec().spec
+
+    carried(None)
+    with pytest.raises(ContenderError, match="dev-fruit version 3: the data it was trained on is not here"):
+        training_tables(platform, REF)
+    carried(fruit().drop_columns(["sugar", "spots"]))
+    with pytest.raises(ContenderError, match="spots, sugar did not come along"):
+        known_categories(platform, REF, spec)
+
+
+def test_what_is_compared_of_predictions_depends_on_the_target(make_spec):
+    yes_no = Outputs(np.array([True]), np.array([[0.2, 0.8]]), np.array([False, True]), 1)
+    classes = Outputs(np.array(["ripe"]), np.array([[0.2, 0.8]]), np.array(["green", "ripe"]))
+
+    assert said_column(yes_no, make_spec().spec).tolist() == [0.8]
+    assert said_column(classes, make_spec("multiclass").spec).tolist() == ["ripe"]
+    assert said_column(Outputs(np.array([4.5])), make_spec("regression").spec).tolist() == [4.5]
+
+
+def test_live_rows_are_typed_as_in_training_and_what_is_missing_is_nan(make_spec):
+    spec = make_spec().spec
+
+    whole = inputs_frame(fruit(), spec)
+    lacking = inputs_frame(fruit(2, spots=pa.array([3, None]), washed=pa.array([None, True])), spec)
+
+    assert whole["spots"].dtype == np.int64
+    assert whole["washed"].dtype == bool
+    assert lacking["spots"].tolist()[0] == 3.0
+    assert np.isnan(lacking["spots"][1])
+    assert np.isnan(lacking["washed"][0])
+    assert lacking["washed"][1] == 1.0
