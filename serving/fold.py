@@ -263,7 +263,9 @@ class PredictionTable:
         found: Counter[int] = Counter()
         for commit in self._delta.history() if self._delta is not None else ():
             at = commit.get(LOST_AT)
-            noted = orjson.loads(at) if at else [(commit["timestamp"] // 1000, commit.get("contender.lost", 0))]
+            noted = (
+                orjson.loads(at) if at else [(commit["timestamp"] // 1000, commit.get("contender.lost", 0))]
+            )
             for second, count in noted:
                 found[second] += int(count)
         return sorted((second, count) for second, count in found.items() if count)

@@ -123,7 +123,7 @@ def _moment_column(found: Sequence[str], spec: ModelSpec, file: Path) -> str | N
     """The column with the moment where the file names entities; None where it names requests.
 
     Raises:
-        BadInputError: it names neither, or has columns that labels do not have, or an entity that is not in the log.
+        BadInputError: it names neither, or has columns that labels do not have.
     """
     entity = spec.features.entity
     moments = [name for name in MOMENTS if name in found and name not in entity]
@@ -140,12 +140,6 @@ def _moment_column(found: Sequence[str], spec: ModelSpec, file: Path) -> str | N
     if others:
         raise BadInputError(
             f"{file}: columns that labels do not have: {', '.join(others)} (known: {', '.join(known)})"
-        )
-    dropped = [name for name in entity if spec.feature_contract.columns[name].pii == "drop"]
-    if by_entity and dropped:
-        raise BadInputError(
-            f"{file}: {', '.join(dropped)} is personal data that is not logged (pii: drop), so labels cannot be found "
-            f"by it; name the {REQUEST}"
         )
     return moments[0] if by_entity else None
 

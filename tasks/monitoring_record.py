@@ -122,12 +122,12 @@ class MonitoringTable:
             BusyError: somebody else is writing.
         """
         lock = f"monitoring-{self._name.replace('/', '-')}"
-        with self._platform.alone(lock, f"the monitoring of {self._model} is being written by another process"):
+        with self._platform.alone(
+            lock, f"the monitoring of {self._model} is being written by another process"
+        ):
             looked_at = {(row.version, row.window.start, row.window.end) for row in rows}
             standing = [
-                row
-                for row in self.rows()
-                if (row.version, row.window.start, row.window.end) not in looked_at
+                row for row in self.rows() if (row.version, row.window.start, row.window.end) not in looked_at
             ]
             ordered = sorted([*standing, *rows], key=lambda row: tuple(map(str, row.key)))
             table = pa.Table.from_pylist([_record(row) for row in ordered], _SCHEMA)

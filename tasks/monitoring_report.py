@@ -215,7 +215,7 @@ def _earlier(outcome: MonitorOutcome, standing: Sequence[MetricRow]) -> list[_Ea
     }
     found = []
     for (_, _, version), rows in list(judged.items())[:_MOST_WINDOWS]:
-        verdicts = {
+        verdicts: dict[str, Verdict] = {
             kind: verdict_of(row for row in rows if row.kind == kind)
             for kind in _PARTS
             if any(row.kind == kind and row.verdict is not None for row in rows)

@@ -47,6 +47,8 @@ def predictions(platform, model):
     """What `platform.predictions` gives, without a process of its own."""
     endpoint = platform.endpoint(model)
     done = fold(platform.root, endpoint)
+    if done.table_version is None:
+        return None
     path = Folders(platform.root).predictions(endpoint)
     lost = tuple((datetime.fromtimestamp(s, UTC), n) for s, n in PredictionTable(path).lost())
     dataset = _in_lasting_order(open_delta(str(path), done.table_version))

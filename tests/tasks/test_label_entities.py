@@ -11,9 +11,10 @@ import pytest
 
 from deployments.errors import BadInputError
 from deployments.personal_data import keyed_hash
+from platforms.local import LocalPlatform
 from tasks.labels import add_labels, labels_for
 from tests.serving.test_fold import REFUSED
-from tests.tasks.live_logs import NOON, at, write_log
+from tests.tasks.live_logs import NOON, at, predictions, write_log
 
 ROOT = Path(__file__).resolve().parents[2]
 LATER = NOON + timedelta(days=30)
@@ -25,6 +26,12 @@ def asked(minute, request, *fruit, **changes):
 
 def moment(minute):
     return (NOON + timedelta(minutes=minute)).isoformat()
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Folds take a process each, which is tested elsewhere."""
+    monkeypatch.setattr(LocalPlatform, "predictions", predictions)
 
 
 @pytest.fixture
@@ -143,11 +150,6 @@ def hashed(spec):
     spec["features"]["entity"] = ["tree"]
 
 
-def dropped(spec):
-    hashed(spec)
-    spec["contract"]["fruit"]["columns"]["tree"]["pii"] = "drop"
-
-
 def test_a_key_that_is_personal_data_is_found_by_its_digest(add, platform, make_spec):
     digest = keyed_hash("Mr Oak", platform.pii_key())
     write_log(platform, "fruit", [at(0, "r0", keys={"tree": [digest]})])
@@ -187,14 +189,6 @@ def test_a_file_that_is_wrong_is_refused_as_a_whole(platform, fruit, tmp_path, h
 
     assert said in str(refused.value)
     assert platform.tables.latest(platform.table("labels", "fruit", "labels")) is None
-
-
-def test_a_key_that_is_not_logged_is_said_to_be_none_to_find_by(platform, make_spec, tmp_path):
-    file = tmp_path / "late.csv"
-    file.write_text("tree,as_of,label\nMr Oak,2026-11-20,true\n")
-
-    with pytest.raises(BadInputError, match="tree is personal data that is not logged"):
-        add_labels(platform, make_spec("binary", dropped), file, received_at=LATER)
 
 
 ADD_AND_DIE = """
