@@ -11,9 +11,10 @@ from platforms.platform import Platform, Predictions
 from tasks.champion import ChampionMissing, ChampionRef, standing_champion, trained_spec, version_ref
 from tasks.live_window import Calls, calls_by_version
 from tasks.monitoring_record import Window
+from tasks.register import PROMOTED, RESTORED, ledger_of
 from tasks.score import require_champion
 
-__all__ = ["Watched", "watch", "window_of"]
+__all__ = ["Watched", "champion_at", "watch", "window_of"]
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min)")
 _HOURS = {"d": 24.0, "h": 1.0, "min": 1 / 60}
@@ -111,8 +112,8 @@ def _last_multiple(hours: float, moment: datetime) -> datetime:
 def watch(platform: Platform, loaded: LoadedSpec, window: Window) -> Watched:
     """Fold the log, see who answered callers in the window, and choose the version that is judged.
 
-    That is the champion where it answered anybody in the window, and where it did not, the version that answered
-    most: an old window is of the champion that was.
+    That is the champion at the window's end, as the ledger has it, so that looking again after a promotion judges the
+    same version; where that one answered nobody, it is the version that answered most.
 
     Raises:
         BadInputError: the model has no champion, and nobody answered in its name.
@@ -122,22 +123,22 @@ def watch(platform: Platform, loaded: LoadedSpec, window: Window) -> Watched:
     calls = calls_by_version(platform, log, window) if log is not None else ()
     answered = {one.version: one.requests for one in calls if not one.shadow}
     standing, problems = standing_champion(platform, loaded.name), []
-    champion = standing.version if isinstance(standing, ChampionRef) else None
-    if champion in answered or not answered:
+    now = standing.version if isinstance(standing, ChampionRef) else None
+    chosen = champion_at(platform, loaded.name, window.end) or now
+    why = "which was champion when the window ended"
+    if answered and chosen not in answered:
+        chosen = max(answered, key=lambda version: (answered[version], len(version), version))
+        why = "which answered most in this window"
+    if chosen is None or chosen == now:
         ref = require_champion(platform, loaded.name, standing)
     else:
-        most = max(answered, key=lambda version: (answered[version], len(version), version))
-        found = version_ref(platform, loaded.name, most)
+        found = version_ref(platform, loaded.name, chosen)
         if isinstance(found, ChampionMissing):
             raise ContenderError(found.reason)
         ref = found
         problems.append(
-            f"version {most} is judged, which answered most in this window; "
-            + (
-                f"version {champion}, champion now, answered nobody"
-                if champion
-                else "there is no champion now"
-            )
+            f"version {chosen} is judged, {why}; "
+            + (f"version {now} is champion now" if now else "there is no champion now")
         )
     if not answered:
         problems.append(
@@ -154,3 +155,12 @@ def watch(platform: Platform, loaded: LoadedSpec, window: Window) -> Watched:
         calls=calls,
         problems=tuple(problems),
     )
+
+
+def champion_at(platform: Platform, model: str, moment: datetime) -> str | None:
+    """The version that was champion at a moment, by the ledger; None before the first."""
+    version = None
+    for entry in ledger_of(platform).entries(model):
+        if entry.event in {PROMOTED, RESTORED} and datetime.fromisoformat(entry.time) <= moment:
+            version = str(entry.details["version"])
+    return version

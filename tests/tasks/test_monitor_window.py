@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from deployments.errors import BadInputError
 from deployments.monitoring import MonitoringSpec
-from tasks.monitor_window import window_of
+from tasks.monitor_window import champion_at, window_of
+from tasks.register import ledger_of
 
 NOW = datetime(2026, 11, 21, 20, 30, 15, tzinfo=UTC)
 MIDNIGHT = datetime(2026, 11, 21, tzinfo=UTC)
@@ -85,3 +86,26 @@ def test_an_exact_window_is_taken_as_it_is():
 def test_a_window_that_is_none_is_refused(given, said):
     with pytest.raises(BadInputError, match=said):
         window_of(MonitoringSpec(), *given, now=NOW)
+
+
+def test_the_champion_of_a_moment_is_the_one_promoted_or_restored_last(platform):
+    ledger = ledger_of(platform)
+    moments = {}
+    for place, (event, version) in enumerate(
+        [("model.promoted", "1"), ("model.promoted", "2"), ("model.promoting", "3"), ("model.restored", "1")]
+    ):
+        entry = ledger.append(
+            event,
+            model="fruit",
+            subject=f"fruit/{version}",
+            details={"version": version},
+            key=f"entry/{place}",
+            actor="ada",
+        )
+        moments[place] = datetime.fromisoformat(entry.time)
+    before = moments[0] - timedelta(microseconds=1)
+
+    found = [champion_at(platform, "fruit", moment) for moment in (before, *moments.values())]
+
+    assert found == [None, "1", "2", "2", "1"]
+    assert champion_at(platform, "other", moments[3]) is None
