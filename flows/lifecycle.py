@@ -37,6 +37,7 @@ from tasks.life import (
     Month,
     Released,
     Retrained,
+    Serving,
     TrafficSent,
     Trained,
 )
@@ -178,7 +179,10 @@ class _Life:
         begun = Month(number=number, title=TITLES[number - 1], begins=MONTHS[number - 1])
         _tell(number, begun)
         found = live()
-        return begun.model_copy(update={**found, "champion": self._champion().version})
+        served = self._record.step(
+            f"{number}-champion", Serving, lambda: Serving(version=self._champion().version)
+        )
+        return begun.model_copy(update={**found, "champion": served.version})
 
     def first(self) -> dict[str, Any]:
         """Train on the year before, release with nothing to compare with, serve, and watch."""

@@ -26,6 +26,7 @@ __all__ = [
     "Month",
     "Released",
     "Retrained",
+    "Serving",
     "TrafficSent",
     "Trained",
 ]
@@ -80,6 +81,12 @@ class Monitored(Declared):
             for row in self.rows
             if row.kind == kind and metric in {None, row.metric} and row.version == self.outcome.version
         )
+
+
+class Serving(Declared):
+    """Which version was champion at the end of a month."""
+
+    version: str
 
 
 class LabelsCame(Declared):

@@ -5,7 +5,6 @@ label table, once they are known.
 """
 
 import csv
-import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -86,7 +85,7 @@ def write_labels(path: Path, asked: Mapping[str, str], labels: Mapping[str, bool
 
 
 def skewed_spec(loaded: LoadedSpec, folder: Path) -> Path:
-    """A copy of the model in which somebody made `features.sql` go by weeks where it went by days.
+    """A copy of the model, with its last candidate alone, whose `features.sql` goes by weeks where it went by days.
 
     Trained and evaluated on its own features it is as good as ever. Callers go on sending days, so what it is told
     online is not what it has learnt from: train/serve skew. Returns the path of its model.yaml.
@@ -104,7 +103,23 @@ def skewed_spec(loaded: LoadedSpec, folder: Path) -> Path:
         sql = sql.replace(days, weeks)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.yaml"
-    shutil.copyfile(loaded.path, path)
+    path.write_text(_one_candidate(loaded.path.read_text(encoding="utf-8")), encoding="utf-8")
     query = folder / str(loaded.spec.features.sql)
     query.write_text(sql, encoding="utf-8")
     return path
+
+
+def _one_candidate(spec: str) -> str:
+    """The text of a spec with the last of its candidates alone, everything else as it was written."""
+    lines = spec.splitlines(keepends=True)
+    (head,) = (place for place, line in enumerate(lines) if line.strip() == "candidates:")
+    inside = lines[head + 1 :]
+    indent = len(inside[0]) - len(inside[0].lstrip())
+    first = f"{' ' * indent}- "
+    # Whatever is indented less than the items ends them.
+    end = next(
+        (place for place, line in enumerate(inside) if line.strip() and not line.startswith(" " * indent)),
+        len(inside),
+    )
+    begins = [place for place, line in enumerate(inside[:end]) if line.startswith(first)]
+    return "".join([*lines[: head + 1], *inside[begins[-1] :]])
