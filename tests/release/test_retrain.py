@@ -1,4 +1,4 @@
-"""A retraining under real traffic: killed while its challenger is on its way, and carried on; or rolled back."""
+"""A retraining under real traffic: killed while its challenger is on its way, and carried on; or rejected."""
 
 import json
 import os
@@ -63,7 +63,9 @@ def test_a_retraining_that_is_killed_in_its_release_is_carried_on_to_champion(li
     assert traffic.failed == 0
 
 
-def test_a_retraining_whose_challenger_does_harm_ends_with_the_champion_in_place(line):
+def test_a_retraining_whose_challenger_answers_otherwise_where_it_is_served_leaves_the_champion_in_place(
+    line,
+):
     line.plan(lease_seconds=7)
     line.behave("shift")
     line.up()
@@ -73,8 +75,8 @@ def test_a_retraining_whose_challenger_does_harm_ends_with_the_champion_in_place
         _, errors = done.communicate(timeout=300)
 
     assert done.returncode == 3
-    assert "rolled back" in errors
+    assert "was rejected: the challenger does not start" in errors
     assert line.aliases["champion"] == "1"
     assert line.shares == {"v1": 100}
     (ended,) = told(line, "retrain.ended")
-    assert (ended.details["state"], ended.details["release"]) == ("rolled_back", line.releases.newest().id)
+    assert (ended.details["state"], ended.details["release"]) == ("rejected", line.releases.newest().id)
