@@ -177,8 +177,9 @@ class _Family:
             known = math.isfinite(one.distance) and not math.isnan(p)
             drifted = known and p < self.at.plan.alpha and one.distance >= threshold
             reason = (
-                f"p {one.p:.2g}, {p:.2g} adjusted for {len(found)} tests; {len(column.live):,} of "
-                f"{self.at.live_rows:,} rows against {len(column.reference):,} of {self.at.reference_rows:,}"
+                f"p {one.p:.2g}, {p:.2g} adjusted for {len(found)} {'test' if len(found) == 1 else 'tests'}; "
+                f"{len(column.live):,} of {self.at.live_rows:,} rows against {len(column.reference):,} of "
+                f"{self.at.reference_rows:,}"
                 if known
                 else "the statistic is not defined for these values"
             )

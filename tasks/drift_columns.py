@@ -97,23 +97,21 @@ def _numbers(side: pd.Series) -> pd.Series:
 
 def _days(side: pd.Series) -> pd.Series:
     """Days since 1970 in UTC, with their fractions."""
-    moments = pd.to_datetime(side, errors="coerce", utc=True)
+    moments = pd.to_datetime(side, errors="coerce", utc=True, format="ISO8601")
     days = moments.dt.as_unit("us").astype("int64") / _MICROSECONDS_PER_DAY
     return days.where(moments.notna())
 
 
 def _texts(side: pd.Series, declared: ColumnType) -> pd.Series:
     """Categories as text, alike on both sides whatever type a null or a file format has made of them."""
+    numbers = declared in _NUMBERS
+    codes, values = pd.factorize(_numbers(side) if numbers else side.astype(object))
     if declared is ColumnType.BOOLEAN:
-        return side.astype(object).map(_WORDS)
-    if declared in _NUMBERS:
-        return _numbers(side).map("{:.15g}".format, na_action="ignore").astype(object)
-    there = side.notna()
-    return side.astype(object).where(there).map(_text, na_action="ignore")
-
-
-def _text(value: object) -> str:
-    return str(value).translate(_NO_MARKUP)
+        names = [_WORDS.get(value) for value in values]
+    else:
+        names = [f"{value:.15g}" if numbers else str(value).translate(_NO_MARKUP) for value in values]
+    # What is missing has the code -1, the last place.
+    return pd.Series(np.array([*names, None], dtype=object)[codes], index=side.index, dtype=object)
 
 
 def _categorical(name: str, subject: str, reference: pd.Series, live: pd.Series) -> Column:

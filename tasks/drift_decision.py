@@ -3,14 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from deployments.monitoring import AlertKind, DriftPlan
-from tasks.monitoring_record import Alert, Kind, MetricRow, Window
+from deployments.monitoring import ALERT_EVENTS, AlertKind, DriftPlan
+from tasks.monitoring_record import Alert, MetricRow, Window
 from tasks.verdict import Verdict
 
-EVENTS: dict[Kind, tuple[AlertKind, str]] = {
-    "drift": ("drift", "contender.drift.detected"),
-    "prediction_drift": ("prediction_drift", "contender.prediction_drift.detected"),
-}
+_KINDS: tuple[AlertKind, ...] = ("drift", "prediction_drift")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -44,9 +41,9 @@ def alert_of(plan: DriftPlan, history: Sequence[Sequence[MetricRow]]) -> Alert |
     if not history or not history[-1]:
         return None
     kinds = {row.kind for rows in history for row in rows}
-    if len(kinds) != 1 or not kinds <= set(EVENTS):
+    kind = next((kind for kind in _KINDS if kinds == {kind}), None)
+    if kind is None:
         raise ValueError(f"an alert is of rows of one kind of drift, not {', '.join(sorted(kinds))}")
-    kind, event = EVENTS[kinds.pop()]
     counted = list(_apart(history))[: plan.windows]
     newest = history[-1]
     times = {column: sum(column in _failed(rows) for rows in counted) for column in sorted(_failed(newest))}
@@ -56,7 +53,7 @@ def alert_of(plan: DriftPlan, history: Sequence[Sequence[MetricRow]]) -> Alert |
     said = "; ".join(f"{column} in {times[column]}: {_worst(newest, column)}" for column in subjects)
     return Alert(
         kind=kind,
-        event=event,
+        event=ALERT_EVENTS[kind],
         reason=f"drift in the newest window and in {plan.needed} or more of the last {len(counted)}: {said}",
         subjects=subjects,
     )

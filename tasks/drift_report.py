@@ -121,14 +121,14 @@ def matters(plan: DriftPlan, column: Column) -> float:
     return kind.matters if column.tells_missing else plan.columns.get(column.subject, kind.matters)
 
 
-class ColumnStatistic(ColumnMetric, SingleValueMetric):
+class ColumnStatistic(ColumnMetric, SingleValueMetric):  # type: ignore[misc]
     """One registered statistic of one column, without a picture."""
 
     method: str
     threshold: float = 0.05
 
 
-class ColumnStatisticCalculation(SingleValueCalculation[ColumnStatistic]):
+class ColumnStatisticCalculation(SingleValueCalculation[ColumnStatistic]):  # type: ignore[misc]
     """How Evidently computes it: nulls left out, as it does for its own."""
 
     def calculate(

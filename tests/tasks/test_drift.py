@@ -222,6 +222,27 @@ def test_types_that_nulls_and_formats_make_are_no_drift():
     assert [row.value for row in rows] == [row.value for row in same]
 
 
+def test_moments_are_the_same_however_exactly_they_are_written():
+    live = frame(1)
+    written = [
+        moment.isoformat() if place % 2 else moment.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        for place, moment in enumerate(live["joined"])
+    ]
+
+    rows = judged(live.assign(joined=written))
+
+    assert [row.value for row in rows] == [row.value for row in judged(live)]
+
+
+def test_days_are_moments():
+    days = [side.assign(joined=side["joined"].dt.date) for side in (REFERENCE, frame(1))]
+
+    assert failed(judged(days[1], days[0])) == set()
+    assert failed(judged(days[1].assign(joined=days[1]["joined"] + timedelta(days=90)), days[0])) == {
+        "joined"
+    }
+
+
 def test_columns_that_never_change_pass_and_those_that_begin_to_fail():
     constant = {"pace": 0.1, "tier": "gold", "member": True}
     reference = REFERENCE.assign(**constant)
