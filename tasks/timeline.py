@@ -187,6 +187,7 @@ def _drift(panel: Any, months: Sequence[Month]) -> None:
             ha="center",
             fontsize=8,
             color=_SOFT,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
     panel.set_ylim(0, highest * 1.25)
 
