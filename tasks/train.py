@@ -111,10 +111,14 @@ class TrainedModel(Declared):
     expected_predictions: list[str | bool | int | float]
 
 
+_NOT_TRAINED_BY = {"release", "monitoring", "retrain", "schedules"}
+"""Sections of the spec that say what becomes of a model, and not what it is."""
+
+
 def training_key(loaded: LoadedSpec, platform: Platform, gold: Snapshot, code: CodeVersion) -> str:
     """A digest of everything that decides the outcome: spec, query, data, code and environment."""
     said = {
-        "spec": loaded.spec.model_dump(mode="json"),
+        "spec": loaded.spec.model_dump(mode="json", exclude=_NOT_TRAINED_BY),
         "sql": loaded.sql,
         "data": gold.digest,
         "code": code.digest,

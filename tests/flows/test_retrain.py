@@ -184,7 +184,7 @@ def test_in_process_an_alert_retrains_where_the_policy_names_it_and_nobody_ackno
         window_with(drift, quality, model="elsewhere"), "dev", str(promoted.model), release=False
     )
 
-    assert (outcome.reason, outcome.alert, outcome.state) == ("worse", "quality", "proposed")
+    assert (outcome.reason, outcome.alert, outcome.state) == ("worse", "quality", "unchanged")
     changed(promoted.model, retrain={"minimum_new_labels": 5})
     refused = retrain_for(window_with(quality, model=promoted.model), "dev", release=False)
     assert refused.state == "refused"

@@ -618,6 +618,9 @@ def test_the_key_of_a_training_changes_with_whatever_decides_its_outcome(make_li
     assert key not in others
     moved = line.gold.model_copy(update={"version": 9, "uri": "/elsewhere"})
     assert training_key(line.loaded, line.platform, moved, CODE) == key
+    retrained = spec.model_copy(update={"retrain": spec.retrain.model_copy(update={"cooldown_hours": 1.0})})
+    same = line.loaded.model_copy(update={"spec": retrained})
+    assert training_key(same, line.platform, line.gold, CODE) == key
 
 
 # Groups and calibration.
