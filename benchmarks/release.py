@@ -187,7 +187,9 @@ def _harms(folder: Path) -> list[tuple[str, ...]]:
         os.environ |= {"CONTENDER_HOME": str(home), BEHAVIOUR: str(folder / "behaviour")}
         environment = Environment.model_validate(SMALL)
         loaded = load_spec(made / "model.yaml")
-        line = Line(home, loaded.path, loaded, LocalPlatform(environment, home / "data"), folder / "behaviour")
+        line = Line(
+            home, loaded.path, loaded, LocalPlatform(environment, home / "data"), folder / "behaviour"
+        )
         line.plan(
             steps=[{"percentage": 50, "minimum_requests": 1000, "maximum_seconds": 120}],
             analysis={"quality": None},

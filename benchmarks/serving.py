@@ -45,7 +45,9 @@ SECTIONS = ("comparison", "gateway", "reweighting", "kills", "soak")
 def main() -> None:
     """Run the sections that are asked for, all by default; each writes its page in benchmarks/results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument(
+        "sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all by default"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reweightings", type=int, default=1000)

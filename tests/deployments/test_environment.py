@@ -82,7 +82,9 @@ def test_what_is_not_said_is_strict(tmp_path: Path) -> None:
 
 
 def test_an_unknown_environment_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(BadInputError, match=r"there is no environment 'prd' \(known: demo, dev, prod, test\)"):
+    with pytest.raises(
+        BadInputError, match=r"there is no environment 'prd' \(known: demo, dev, prod, test\)"
+    ):
         load_environment("prd")
 
 

@@ -8,7 +8,17 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from pydantic import BaseModel, JsonValue, RootModel, TypeAdapter
 
-from deployments import contract, environment, gates, monitoring, orchestration, release, source, spec, training
+from deployments import (
+    contract,
+    environment,
+    gates,
+    monitoring,
+    orchestration,
+    release,
+    source,
+    spec,
+    training,
+)
 from deployments.declared import Declared
 from deployments.documents import load_document, parse_document
 from deployments.errors import BadInputError, SpecError
