@@ -57,6 +57,7 @@ def main() -> None:
                         f"{one.cpu_seconds:.1f}",
                         f"{one.peak_megabytes:,.0f}",
                         f"{one.seconds / plain.seconds:.3f}",
+                        f"{one.cpu_seconds / plain.cpu_seconds:.3f}",
                         f"{one.peak_megabytes / plain.peak_megabytes:.2f}",
                     ]
                 )
@@ -68,7 +69,7 @@ def main() -> None:
         "monitoring",
         f"Drift of {given.rows:,} logged requests of 20 columns",
         f"python -m benchmarks.monitoring --rows {given.rows}",
-        ["window", "side", "s", "CPU s", "peak MB", "time ratio", "memory ratio"],
+        ["window", "side", "s", "CPU s", "peak MB", "time ratio", "CPU ratio", "memory ratio"],
         table,
         note=_note(compared),
     )
