@@ -37,7 +37,7 @@ def changed(path, **sections):
     document = yaml.safe_load(path.read_text())
     for name, values in sections.items():
         document[name] = {**document.get(name, {}), **values}
-    path.write_text(yaml.safe_dump(document))
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
 
 
 def other_data(path):
