@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -29,6 +30,9 @@ ACCESS_LOG_BYTES = 64 * 1024 * 1024
 
 SETTLING_SECONDS = 2.0
 """How long a running gateway is waited for between two steps of one plan."""
+
+LINGERING_SECONDS = 1.0
+"""How long a cluster that no route names any more is still there."""
 
 
 class GatewayError(ContenderError):
@@ -56,8 +60,8 @@ class Gateway(Protocol):
     def healthy(self) -> bool:
         """Whether the gateway runs and takes requests."""
 
-    def rotate_log(self) -> bool:
-        """Begin a new access log if this one has grown long; to be called every now and then."""
+    def tidy(self) -> None:
+        """Put away what is of no use any more, as a log that has grown long; to be called every now and then."""
 
 
 def chosen_gateway(folder: Path, config: GatewayConfig, limits: RequestLimits) -> Gateway:
@@ -90,8 +94,9 @@ def _has_envoy() -> bool:
 class EnvoyGateway:
     """Envoy, by a bootstrap file and watched files of clusters and routes.
 
-    A plan comes into effect in three steps: clusters are added, routes are replaced, clusters that no route names
-    any more are dropped; each step waits for the one before it, as long as Envoy runs.
+    A plan comes into effect in two steps, the second waiting for the first as long as Envoy runs: clusters are added,
+    routes are replaced. Clusters that no route names any more are dropped a while later: Envoy says that routes are
+    in effect before its threads have finished with what they had begun by the former ones.
     """
 
     lacks: tuple[str, ...] = ()
@@ -104,6 +109,9 @@ class EnvoyGateway:
         self._admin: _Admin | None = None
         self._clusters: dict[str, Any] = {}
         self._clusters_version = ""
+        self._wanted: dict[str, Any] = {}
+        self._superfluous_since: float | None = None
+        self._one_at_a_time = threading.Lock()
 
     def prepare(self, plan: GatewayPlan, port: int, admin_port: int) -> list[str]:
         """Write all files and answer the command that runs Envoy, for this process to start."""
@@ -133,22 +141,31 @@ class EnvoyGateway:
         ]
 
     def apply(self, plan: GatewayPlan) -> None:
-        """Bring another plan into effect, clusters before routes when adding, routes first when removing."""
-        wanted = envoy_files.clusters(plan, self._limits)
-        kept = {name: cluster for name, cluster in self._clusters.items() if name not in wanted}
-        if kept | wanted != self._clusters:
-            added = wanted.keys() - self._clusters.keys()
-            former, version = self._clusters, self._clusters_version
-            self._write_clusters(kept | wanted, plan.version)
-            if added and not _settled(self, self._clusters_taken):
-                self._write_clusters(former, version)
-                raise GatewayError(
-                    f"Envoy did not take the clusters of plan {plan.version}; it keeps the former plan."
-                )
-        self._write_routes(plan)
-        _in_effect(self, plan, "Envoy")
-        if kept:
-            self._write_clusters(wanted, plan.version)
+        """Bring another plan into effect, clusters before routes."""
+        with self._one_at_a_time:
+            wanted = envoy_files.clusters(plan, self._limits)
+            kept = {name: cluster for name, cluster in self._clusters.items() if name not in wanted}
+            if kept | wanted != self._clusters:
+                added = wanted.keys() - self._clusters.keys()
+                former, version = self._clusters, self._clusters_version
+                self._write_clusters(kept | wanted, plan.version)
+                if added and not _settled(self, self._clusters_taken):
+                    self._write_clusters(former, version)
+                    raise GatewayError(
+                        f"Envoy did not take the clusters of plan {plan.version}; it keeps the former plan."
+                    )
+            self._write_routes(plan)
+            self._wanted, self._superfluous_since = wanted, time.monotonic() if kept else None
+            _in_effect(self, plan, "Envoy")
+
+    def tidy(self) -> None:
+        """Begin a new access log if this one has grown long, and drop the clusters that no route names any more."""
+        _rotate(self._log, self._admin)
+        with self._one_at_a_time:
+            since = self._superfluous_since
+            if since is not None and time.monotonic() - since >= LINGERING_SECONDS:
+                self._write_clusters(self._wanted, f"{self._clusters_version}-tidy")
+                self._superfluous_since = None
 
     def version_in_effect(self) -> int | None:
         """The version of the routes that Envoy routes by; None where it cannot be asked."""
@@ -159,13 +176,6 @@ class EnvoyGateway:
     def healthy(self) -> bool:
         """Whether Envoy has all its files and takes requests."""
         return self._admin is not None and self._admin.ask("GET", "/ready") is not None
-
-    def rotate_log(self) -> bool:
-        """Begin a new access log if this one has grown long."""
-        if not self._log.is_file() or self._log.stat().st_size < ACCESS_LOG_BYTES or self._admin is None:
-            return False
-        self._log.replace(self._log.with_suffix(".log.1"))
-        return self._admin.ask("POST", "/reopen_logs") is not None
 
     def _write_clusters(self, clusters: dict[str, Any], version: int | str) -> None:
         document = {"version_info": str(version), "resources": list(clusters.values())}
@@ -257,12 +267,9 @@ class PythonGateway:
         """Whether the router takes requests."""
         return self._admin is not None and self._admin.ask("GET", "/ready") is not None
 
-    def rotate_log(self) -> bool:
+    def tidy(self) -> None:
         """Begin a new access log if this one has grown long."""
-        if not self._log.is_file() or self._log.stat().st_size < ACCESS_LOG_BYTES or self._admin is None:
-            return False
-        self._log.replace(self._log.with_suffix(".log.1"))
-        return self._admin.ask("POST", "/reopen_logs") is not None
+        _rotate(self._log, self._admin)
 
 
 class _Admin:
@@ -284,6 +291,13 @@ class _Admin:
             return body if answer.status == 200 else None
         finally:
             connection.close()
+
+
+def _rotate(log: Path, admin: _Admin | None) -> None:
+    """Begin a new access log if this one has grown long."""
+    if admin is not None and log.is_file() and log.stat().st_size >= ACCESS_LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+        admin.ask("POST", "/reopen_logs")
 
 
 def _address(host: str) -> str:

@@ -289,7 +289,7 @@ class Supervisor:
         while True:
             if self._gateway_child.may_start:
                 await self._gateway_child.start(self._gateway_command)
-            await asyncio.to_thread(self._gateway.rotate_log)
+            await asyncio.to_thread(self._gateway.tidy)
             await asyncio.sleep(TICK_SECONDS)
 
     async def _keep_mlflow(self) -> None:

@@ -665,6 +665,27 @@ def test_the_version_in_effect_is_that_of_the_last_plan_even_if_nothing_else_cha
     assert (first, running.gateway.version_in_effect()) == (1, 2)
 
 
+@pytest.mark.parametrize("kind", [ENVOY], indirect=True)
+def test_a_cluster_is_dropped_only_a_while_after_its_last_route(begin, backends, tmp_path, monkeypatch):
+    both = {("churn", name): (backends[name].port,) for name in ("champion", "challenger")}
+    running = begin(traffic(champion=50, challenger=50), ready=both)
+    file = tmp_path / "envoy" / "clusters" / "clusters.json"
+
+    def names():
+        return {cluster["name"] for cluster in json.loads(file.read_text())["resources"]}
+
+    running.apply(
+        endpoints={"churn": traffic(champion=100)}, ready={("churn", "champion"): both["churn", "champion"]}
+    )
+    running.gateway.tidy()
+    assert "churn/challenger" in names()
+    monkeypatch.setattr("serving.gateway.LINGERING_SECONDS", 0.0)
+    running.gateway.tidy()
+
+    assert "churn/challenger" not in names()
+    assert "churn/champion" in names()
+
+
 def test_a_gateway_that_does_not_run_takes_a_plan_for_when_it_does(begin, tmp_path, kind, backends):
     running = begin(traffic(champion=100))
     running.end()
@@ -845,9 +866,10 @@ def test_a_long_access_log_makes_room(begin, tmp_path, monkeypatch):
     log = tmp_path / "logs" / "access.log"
     until(lambda: log.is_file() and "first" in log.read_text(), "the log is written")
 
-    assert not running.gateway.rotate_log()
+    running.gateway.tidy()
+    assert not log.with_suffix(".log.1").exists()
     monkeypatch.setattr("serving.gateway.ACCESS_LOG_BYTES", 10)
-    assert running.gateway.rotate_log()
+    running.gateway.tidy()
     running.ask(headers={"x-request-id": "second"})
 
     until(lambda: log.is_file() and "second" in log.read_text(), "the new log is written")
