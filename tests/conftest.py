@@ -90,3 +90,22 @@ def copy_data_root():
         _artifact_repos_cache.clear()
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory):
+    """A real Prefect server for the whole session, as a run brings along; yields its address.
+
+    All tests of one process share it: Prefect's sender of events keeps to the server that it began with.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows.server import OwnServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        server = OwnServer()
+    server.wait()
+    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield server.url
+    server.stop()

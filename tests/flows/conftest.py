@@ -1,4 +1,4 @@
-"""A Prefect server for the session, small real models, and one of them promoted once for all."""
+"""Small real models, one of them promoted once for all, and the command line."""
 
 import json
 import os
@@ -11,27 +11,13 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from sklearn import datasets
 
 from flows.deliver import DeliveryOutcome, deliver
 from flows.run import main
-from flows.server import OwnServer
 
 ROOT = Path(__file__).resolve().parents[2]
 TELCO = ROOT.parent / "shared" / "data" / "telco-churn.csv"
-
-
-@pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory):
-    """A real Prefect server for the whole session, as a run brings along; yields its address."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
-        server = OwnServer()
-    server.wait()
-    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield server.url
-    server.stop()
 
 
 @pytest.fixture(scope="session")

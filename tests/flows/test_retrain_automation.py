@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +14,7 @@ from deployments.environment import load_environment
 from flows.events import emit
 from platforms import platform_for
 from tasks.monitoring_record import Alert, MonitorOutcome, Window
-from tests.flows.test_prefect_server import PREFECT, ROOT
+from tests.flows.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def test_an_alert_of_drift_makes_a_retrain_run_with_its_reason(prefect_server, h
     template = ProcessWorker.get_default_base_job_template()
     asked(f"{prefect_server}/work_pools/", name="contender-dev", type="process", base_job_template=template)
     environment = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(tmp_path / "prefect")}
-    command = [PREFECT, "--no-prompt", "deploy", "-n", "retrain/churn-dev"]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "-n", "retrain/churn-dev"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (deployment,) = asked(
