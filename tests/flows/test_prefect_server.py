@@ -83,7 +83,7 @@ def asked(method, url, **body):
     return answer.json() if answer.content else None
 
 
-def test_one_command_deploys_everything_which_runs_on_schedule_and_shows_its_artifacts(server, make_model):
+def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_running(server, make_model):
     address = server.address
     model = str(make_model("binary", one_candidate))
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -139,6 +139,7 @@ def test_one_command_deploys_everything_which_runs_on_schedule_and_shows_its_art
     } <= set(kept)
     gates = json.loads(kept["binary-model-gates"]["data"])
     assert {row["verdict"] for row in gates} == {"pass"}
+    assert_kept(server)
 
 
 def one_candidate(spec):
