@@ -146,7 +146,8 @@ def one_candidate(spec):
     del spec["training"]["candidates"][1:]
 
 
-def test_what_is_kept_is_started_again_and_is_not_begun_twice(server):
+def assert_kept(server):
+    """A server that dies is started again, and another is not begun beside it."""
     port = int(server.address.rsplit(":", 1)[1].split("/")[0])
     (listening,) = [
         connection.pid
