@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
 
 from deployments.spec import LoadedSpec
 from flows.events import emit
@@ -17,19 +15,12 @@ from tasks.metering import metered
 from tasks.monitor_window import Watched, watch, window_of
 from tasks.monitoring_record import MetricRow, MonitorOutcome, Window
 from tasks.progress import stage
-from tasks.steps import worth_trying_again
+from tasks.steps import STEP
 
 __all__ = ["monitor"]
 
-_STEP: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "retries": 2,
-    "retry_delay_seconds": [1, 5],
-    "retry_condition_fn": worth_trying_again,
-}
 
-
-@task(name="fold", task_run_name="fold the prediction log", **_STEP)
+@task(name="fold", task_run_name="fold the prediction log", **STEP)
 @metered(rows=False)
 def fold(loaded: LoadedSpec, platform: Platform, window: Window) -> Watched:
     """Everything logged until now in its table, and who answered in the window."""
@@ -37,7 +28,7 @@ def fold(loaded: LoadedSpec, platform: Platform, window: Window) -> Watched:
         return watch(platform, loaded, window)
 
 
-@task(name="service levels", task_run_name="service levels", **_STEP)
+@task(name="service levels", task_run_name="service levels", **STEP)
 @metered(rows=False)
 def service_levels(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:  # noqa: ARG001
     """Latency, errors and availability; the platform is where its cost is written down."""
@@ -45,7 +36,7 @@ def service_levels(loaded: LoadedSpec, platform: Platform, watched: Watched) -> 
         return parts.service_part(loaded, watched)
 
 
-@task(name="inputs", task_run_name="live inputs", **_STEP)
+@task(name="inputs", task_run_name="live inputs", **STEP)
 @metered(rows=False)
 def inputs(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
     """What callers sent, against the contract."""
@@ -53,7 +44,7 @@ def inputs(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[Met
         return parts.inputs_part(loaded, platform, watched)
 
 
-@task(name="drift", task_run_name="drift", **_STEP)
+@task(name="drift", task_run_name="drift", **STEP)
 @metered(rows=False)
 def drift(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
     """Inputs and predictions, against training data."""
@@ -61,7 +52,7 @@ def drift(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[Metr
         return parts.drift_part(loaded, platform, watched)
 
 
-@task(name="quality", task_run_name="quality", **_STEP)
+@task(name="quality", task_run_name="quality", **STEP)
 @metered(rows=False)
 def quality(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
     """Answers against the labels that are known by now."""
@@ -69,7 +60,7 @@ def quality(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[Me
         return parts.quality_part(loaded, platform, watched)
 
 
-@task(name="budget", task_run_name="budget", **_STEP)
+@task(name="budget", task_run_name="budget", **STEP)
 @metered(rows=False)
 def budget(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
     """What the line has cost, against what it may."""
@@ -78,7 +69,7 @@ def budget(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[Met
     return list(budget_rows(platform, loaded, watched.version, watched.window))
 
 
-@task(name="keep", task_run_name="keep and report", **_STEP)
+@task(name="keep", task_run_name="keep and report", **STEP)
 @metered(rows=False)
 def keep(
     loaded: LoadedSpec, platform: Platform, watched: Watched, rows: Sequence[MetricRow]

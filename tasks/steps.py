@@ -61,15 +61,16 @@ def worth_trying_again(_task: Any, _run: Any, state: Any) -> bool:
     return False
 
 
-_STEP: dict[str, Any] = {
+STEP: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "retries": 2,
     "retry_delay_seconds": [1, 5],
     "retry_condition_fn": worth_trying_again,
 }
+"""How a stage is tried again."""
 
 
-@task(name="ingest", task_run_name="ingest {name}", **_STEP)
+@task(name="ingest", task_run_name="ingest {name}", **STEP)
 @metered()
 def ingest(
     loaded: LoadedSpec, platform: Platform, name: str, source: Source, until: datetime | None = None
@@ -78,7 +79,7 @@ def ingest(
     return ingest_table(loaded, platform, name, source, until)
 
 
-@task(name="validate", task_run_name="validate {name}", **_STEP)
+@task(name="validate", task_run_name="validate {name}", **STEP)
 @metered()
 def validate(
     loaded: LoadedSpec, platform: Platform, name: str, bronze: Snapshot, standing: Standing, clock: datetime
@@ -91,7 +92,7 @@ def validate(
     )
 
 
-@task(name="features", task_run_name="features", **_STEP)
+@task(name="features", task_run_name="features", **STEP)
 @metered()
 def features(
     loaded: LoadedSpec, platform: Platform, silver: dict[str, Snapshot], as_of: datetime
@@ -100,14 +101,14 @@ def features(
     return build_training_features(loaded, platform, silver, as_of)
 
 
-@task(name="split", task_run_name="split", **_STEP)
+@task(name="split", task_run_name="split", **STEP)
 @metered()
 def split(loaded: LoadedSpec, platform: Platform, gold: Snapshot) -> Parts:
     """Train, validation and holdout, each a table of its own."""
     return split_table(loaded, platform, gold)
 
 
-@task(name="candidate", task_run_name="candidate {candidate.name}", **_STEP)
+@task(name="candidate", task_run_name="candidate {candidate.name}", **STEP)
 @metered()
 def candidate_task(
     loaded: LoadedSpec, platform: Platform, run: TrainingRun, development: Development, candidate: Candidate
@@ -116,7 +117,7 @@ def candidate_task(
     return train_candidate(loaded, platform, run, development, candidate)
 
 
-@task(name="train", task_run_name="train", **_STEP)
+@task(name="train", task_run_name="train", **STEP)
 @metered()
 def winner(
     loaded: LoadedSpec,
@@ -131,7 +132,7 @@ def winner(
     return leaderboard, train_winner(loaded, platform, run, development, leaderboard)
 
 
-@task(name="evaluate", task_run_name="evaluate", **_STEP)
+@task(name="evaluate", task_run_name="evaluate", **STEP)
 @metered()
 def evaluate(
     loaded: LoadedSpec,
@@ -149,7 +150,7 @@ def evaluate(
     return evaluation
 
 
-@task(name="gate", task_run_name="gate", **_STEP)
+@task(name="gate", task_run_name="gate", **STEP)
 @metered(rows=False)
 def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: Evaluation) -> GateReport:
     """Every gate that needs no registered artifact."""
@@ -164,7 +165,7 @@ def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: E
     return report
 
 
-@task(name="register", task_run_name="register", **_STEP)
+@task(name="register", task_run_name="register", **STEP)
 @metered(rows=False)
 def register(
     loaded: LoadedSpec,
@@ -185,7 +186,7 @@ def register(
     return settle(loaded, platform, run, version, report), report
 
 
-@task(name="contract", task_run_name="contract", **_STEP)
+@task(name="contract", task_run_name="contract", **STEP)
 @metered(rows=False)
 def contract(loaded: LoadedSpec, platform: Platform, results: Sequence[TableResult]) -> str:
     """All tables' findings as an artifact and a page; stops where one is broken."""
@@ -193,7 +194,7 @@ def contract(loaded: LoadedSpec, platform: Platform, results: Sequence[TableResu
     return check_contract(loaded, platform, results)
 
 
-@task(name="open run", task_run_name="open run", **_STEP)
+@task(name="open run", task_run_name="open run", **STEP)
 @metered(rows=False)
 def open_training(
     loaded: LoadedSpec,
@@ -212,7 +213,7 @@ def open_training(
     return run
 
 
-@task(name="report", task_run_name="report", **_STEP)
+@task(name="report", task_run_name="report", **STEP)
 @metered(rows=False)
 def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: Any) -> TrainOutcome:
     """Pages, evidence bundle and outcome."""
