@@ -133,14 +133,15 @@ def data_plane(bench: Bench, config: Mapping[str, Any] | None = None) -> Iterato
 
 def settled(platform: Any) -> Mapping[str, Any]:
     """The status once the MLflow server has started, too: that takes a core for many seconds, and is not measured."""
-    until(lambda: _healthy(platform.data_plane.status()["mlflow"]["url"]), 120, 0.2)
+    until(lambda: answers(f"{platform.data_plane.status()['mlflow']['url']}/health"), 120, 0.2)
     found: Mapping[str, Any] = platform.data_plane.status()
     return found
 
 
-def _healthy(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200."""
     try:
-        with urlopen(f"{url}/health", timeout=2) as answer:
+        with urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError):
         return False

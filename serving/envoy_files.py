@@ -34,6 +34,19 @@ KEEP_ALIVE_SECONDS = 4
 MANY = 10_000
 """Callers whose rate is counted at a time, and connections that are taken."""
 
+_NOTHING_TO_ASK = [
+    {"name": "authorization", "present_match": False},
+    {"name": "x-api-key", "present_match": False},
+    {
+        "name": "x-request-id",
+        "string_match": {"safe_regex": {"regex": "[[:graph:]]{1,40}"}},
+    },
+]
+"""Headers with which the Lua filter would change nothing, so that it need not be run where no key is required.
+
+Longer ids that are sane as well take the way through it, for Envoy takes no regular expression of their length.
+"""
+
 _TYPE = "type.googleapis.com/envoy"
 _LUA = "envoy.filters.http.lua"
 _RATE = "envoy.filters.http.local_ratelimit"
@@ -188,11 +201,14 @@ def _endpoint_routes(
         ],
         "retry_policy": _retries(),
     }
-    predictions = action | _mirror(plan, endpoint)
+    # A page and its metrics are not predictions: only invocations are mirrored.
+    predictions = action | _mirror(plan, endpoint) | {"prefix_rewrite": "/invocations"}
+    asked = {"path": f"{prefix}invocations"}
+    plain = _route(endpoint, asked | {"headers": _NOTHING_TO_ASK}, predictions) | _without(_LUA)
     return [
         _route(endpoint, {"path": f"{prefix}ping"}, action | {"prefix_rewrite": "/ping"}) | _open(),
-        # A page and its metrics are not predictions: only invocations are mirrored.
-        _route(endpoint, {"path": f"{prefix}invocations"}, predictions | {"prefix_rewrite": "/invocations"}),
+        *([] if config.require_key else [plain]),
+        _route(endpoint, asked, predictions),
         _route(endpoint, {"prefix": prefix}, action | {"prefix_rewrite": "/"}),
     ]
 
@@ -247,11 +263,12 @@ def _reply(match: Document, status: int, message: str) -> Document:
 
 def _open() -> Document:
     """For paths that are answered to anybody, as often as they ask."""
+    return {"request_headers_to_remove": ["authorization", "x-api-key"], **_without(_LUA, _RATE)}
+
+
+def _without(*filters: str) -> Document:
     off = {"@type": f"{_TYPE}.config.route.v3.FilterConfig", "disabled": True}
-    return {
-        "request_headers_to_remove": ["authorization", "x-api-key"],
-        "typed_per_filter_config": {_LUA: off, _RATE: off},
-    }
+    return {"typed_per_filter_config": dict.fromkeys(filters, off)}
 
 
 def _percent(share: int) -> Document:
