@@ -235,7 +235,8 @@ def _gateway(bench: Bench, given: argparse.Namespace) -> None:
         ],
         f"One row of 20 columns; the scorer writes its log. Load by {many['scorer'].tool}. The three take turns; what "
         f"is added is the median of {given.rounds} such turns ({min(added['gateway']):.3f} to "
-        f"{max(added['gateway']):.3f} ms for the gateway). The bare Envoy has one route, one cluster and no filter, log, health check or limit.",
+        f"{max(added['gateway']):.3f} ms for the gateway). "
+        "The bare Envoy has one route, one cluster and no filter, log, health check or limit.",
     )
 
 
