@@ -59,7 +59,7 @@ TITLES = (
 )
 CUSTOMERS = 900
 """How many customers ask in a month, once each; during a release they ask again and again."""
-QUIET_RATE, WINDOW_RATE, RELEASE_RATE = 15.0, 120.0, 120.0
+QUIET_RATE, WINDOW_RATE, RELEASE_RATE = 15.0, 300.0, 180.0
 """Requests a second: beside a training, in the monitored windows, and while a release looks at them."""
 SEED = 7
 
@@ -224,7 +224,8 @@ class _Life:
     def fourth(self) -> dict[str, Any]:
         """The team's next challenger has learnt weeks where callers send days."""
         traffic = self._step("traffic", TrafficSent, lambda: self._traffic(1))
-        spec = str(skewed_spec(self._loaded, self._record.folder / "challenger"))
+        folder = self._record.folder / "challenger"
+        spec = str(skewed_spec(self._loaded, folder, self._platform.environment.name))
         trained = self._step("train", Trained, lambda: self._train(spec, MONTHS[3]))
         found: dict[str, Any] = {"traffic": traffic, "trained": trained}
         if trained.version is not None:

@@ -12,6 +12,7 @@ from random import Random
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
@@ -84,11 +85,12 @@ def write_labels(path: Path, asked: Mapping[str, str], labels: Mapping[str, bool
     return len(known)
 
 
-def skewed_spec(loaded: LoadedSpec, folder: Path) -> Path:
+def skewed_spec(loaded: LoadedSpec, folder: Path, environment: str) -> Path:
     """A copy of the model, with its last candidate alone, whose `features.sql` goes by weeks where it went by days.
 
     Trained and evaluated on its own features it is as good as ever. Callers go on sending days, so what it is told
-    online is not what it has learnt from: train/serve skew. Returns the path of its model.yaml.
+    online is not what it has learnt from: train/serve skew. Its owner is in a hurry as well: in the environment its
+    release leaves the shadow out. Returns the path of its model.yaml.
 
     Raises:
         BadInputError: the query has no such lines by now.
@@ -101,25 +103,13 @@ def skewed_spec(loaded: LoadedSpec, folder: Path) -> Path:
                 f"{loaded.path.parent / 'features.sql'}: there is no single line {days.strip()!r}"
             )
         sql = sql.replace(days, weeks)
+    spec = loaded.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    del spec["training"]["candidates"][:-1]
+    plans = spec.setdefault("release", {}).setdefault("environments", {})
+    plans.setdefault(environment, {})["strategy"] = "canary"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.yaml"
-    path.write_text(_one_candidate(loaded.path.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), encoding="utf-8")
     query = folder / str(loaded.spec.features.sql)
     query.write_text(sql, encoding="utf-8")
     return path
-
-
-def _one_candidate(spec: str) -> str:
-    """The text of a spec with the last of its candidates alone, everything else as it was written."""
-    lines = spec.splitlines(keepends=True)
-    (head,) = (place for place, line in enumerate(lines) if line.strip() == "candidates:")
-    inside = lines[head + 1 :]
-    indent = len(inside[0]) - len(inside[0].lstrip())
-    first = f"{' ' * indent}- "
-    # Whatever is indented less than the items ends them.
-    end = next(
-        (place for place, line in enumerate(inside) if line.strip() and not line.startswith(" " * indent)),
-        len(inside),
-    )
-    begins = [place for place, line in enumerate(inside[:end]) if line.startswith(first)]
-    return "".join([*lines[: head + 1], *inside[begins[-1] :]])

@@ -148,8 +148,13 @@ def fourth_month(month):
     released = month.released
     assert released.release.state is State.ROLLED_BACK
     assert "scores: " in released.release.history[-1].reason
+    assert [(str(done.state), done.percentage) for done in released.release.history] == [
+        ("approved", 0),
+        ("canary", 25),
+        ("rolled_back", 0),
+    ]
     assert released.failed == 0
-    assert released.answered.get("3", 0) == 0
+    assert 0 < released.answered["3"] < released.answered["2"]
     assert month.champion == "2"
 
 
@@ -188,7 +193,7 @@ def told_again(life, command_line):
     assert said.returncode == 0, said.stderr
     for words in (
         "Month 4 · April 2026",
-        "rolled back in shadow",
+        "rolled back in canary 25 %",
         "--fresh lives it anew",
         life.timeline[-20:],
     ):

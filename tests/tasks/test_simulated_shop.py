@@ -49,7 +49,7 @@ def test_labels_are_written_for_those_who_asked_and_of_whom_something_is_known(t
 
 
 def test_the_skewed_query_goes_by_weeks_in_two_columns_and_changes_no_other(loaded, tmp_path):
-    skewed = load_spec(skewed_spec(loaded, tmp_path / "skewed"))
+    skewed = load_spec(skewed_spec(loaded, tmp_path / "skewed", "demo"))
     events = churn.simulate("events", seed=7, customers=200, end="2025-03-31").read_all()
 
     def features(sql):
@@ -62,7 +62,11 @@ def test_the_skewed_query_goes_by_weeks_in_two_columns_and_changes_no_other(load
     (candidate,) = skewed.spec.training.candidates
     assert candidate == loaded.spec.training.candidates[-1]
     training = loaded.spec.training.model_copy(update={"candidates": (candidate,)})
-    assert skewed.spec == loaded.spec.model_copy(update={"training": training})
+    plan = loaded.spec.release.plan_for("demo").model_copy(update={"strategy": "canary"})
+    assert skewed.spec.release.plan_for("demo") == plan
+    assert skewed.spec.release.plan_for("prod") == loaded.spec.release.plan_for("prod")
+    unchanged = {"training": training, "release": skewed.spec.release}
+    assert skewed.spec == loaded.spec.model_copy(update=unchanged)
     assert wrong["days_since_last_event"].to_pylist() == [
         days // 7 for days in right["days_since_last_event"].to_pylist()
     ]
@@ -82,4 +86,4 @@ def test_a_query_without_that_line_cannot_be_skewed(loaded, tmp_path):
     )
 
     with pytest.raises(BadInputError, match="there is no single line 'days_since_last_event,'"):
-        skewed_spec(load_spec(loaded.path), tmp_path / "skewed")
+        skewed_spec(load_spec(loaded.path), tmp_path / "skewed", "demo")
