@@ -115,7 +115,7 @@ class RetrainSpec(Declared):
     """When an alert may become a training run; whatever is refused is written into the ledger with its reason."""
 
     on: tuple[AlertKind, ...] = Field(("drift", "quality"), description="Alerts that ask for a retraining.")
-    cooldown_hours: float = Field(24, ge=0, description="Since the last retraining began.")
+    cooldown_hours: float = Field(24, ge=0, description="Since the last retraining began that did not break.")
     minimum_new_labels: int = Field(0, ge=0, description="Labelled rows since the champion was trained.")
     daily_budget: float | None = Field(None, gt=0, description="Of compute, in the environment's currency.")
     monthly_budget: float | None = Field(None, gt=0)

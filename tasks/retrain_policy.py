@@ -54,7 +54,7 @@ class RetrainState:
 
     `no_champion` says why there is none to retrain, `releasing` which version is under way, `new_labels` how many
     labelled rows came since the champion was trained (None where nobody can tell); `budget` names budgets that are
-    used up.
+    used up; `last_started` is when the last one began that was not ended by something that broke.
     """
 
     no_champion: str = ""
@@ -102,7 +102,7 @@ def retrain_state(platform: Platform, loaded: LoadedSpec, now: datetime) -> Retr
     """Ask the registry, the release record, the ledger, the labels and the costs."""
     standing = standing_champion(platform, loaded.name)
     newest = ReleaseStore(platform, loaded.name).newest()
-    entry = last_started(platform, loaded.name)
+    entry = last_started(platform, loaded.name, broken=False)
     return RetrainState(
         no_champion=_no_champion(standing, platform.registered_model(loaded.name)),
         releasing=newest.challenger.version if newest is not None and not newest.ended else "",
@@ -121,9 +121,17 @@ def _no_champion(standing: Standing, name: str) -> str:
     return ""
 
 
-def last_started(platform: Platform, model: str) -> Entry | None:
-    """The ledger's entry of the retraining that began last."""
-    found = [entry for entry in ledger_of(platform).entries(model) if entry.event == STARTED]
+def last_started(platform: Platform, model: str, *, broken: bool = True) -> Entry | None:
+    """The ledger's entry of the retraining that began last; `broken` says whether those count that broke."""
+    told = ledger_of(platform).entries(model)
+    left_out = {
+        entry.details["retraining"]
+        for entry in told
+        if entry.event == ENDED and entry.details["state"] == "failed" and not broken
+    }
+    found = [
+        entry for entry in told if entry.event == STARTED and entry.details["retraining"] not in left_out
+    ]
     return found[-1] if found else None
 
 

@@ -109,7 +109,7 @@ def begin_retraining(
 ) -> Retraining:
     """Write down that a retraining begins."""
     now = datetime.now(UTC)
-    name = f"{platform.registered_model(loaded.name)}-{now:%Y%m%dt%H%M%S}{now.microsecond // 1000:03}"
+    name = f"{platform.registered_model(loaded.name)}-{now:%Y%m%dt%H%M%S%f}"
     details = {
         "retraining": name,
         "reason": reason,
