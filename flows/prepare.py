@@ -17,16 +17,19 @@ from platforms.platform import Platform
 from tasks.champion import standing_champion
 
 
+def shown_name(model: str) -> str:
+    """What a model is called before its spec is read: its name, or the folder of its model.yaml."""
+    path = Path(model)
+    return path.parent.name if path.suffix in {".yaml", ".yml"} else path.name
+
+
 def run_name(flow: str) -> Callable[[], str]:
     """How a flow's runs are called in the UI: model, flow and day; `about` adds the version once it is known."""
 
     def name() -> str:
         from prefect.runtime import flow_run
 
-        parameters = flow_run.parameters
-        model = Path(str(parameters["model"]))
-        shown = model.parent.name if model.suffix in {".yaml", ".yml"} else model.name
-        return f"{shown} · {flow} · {datetime.now(UTC):%Y-%m-%d}"
+        return f"{shown_name(str(flow_run.parameters['model']))} · {flow} · {datetime.now(UTC):%Y-%m-%d}"
 
     return name
 
@@ -51,6 +54,14 @@ def _update(**changes: Any) -> None:
         client.update_flow_run(UUID(str(flow_run.id)), **changes)
 
 
+def tag_run(*tags: str) -> None:
+    """Tag this flow run, unless it has those tags."""
+    from prefect.runtime import flow_run
+
+    if flow_run.id is not None and not {*tags} <= set(flow_run.tags):
+        _update(tags=sorted({*flow_run.tags, *tags}))
+
+
 def prepare(model: str, env: str) -> tuple[LoadedSpec, Platform]:
     """The loaded spec and the platform of an environment; a flow run is tagged with both.
 
@@ -59,11 +70,7 @@ def prepare(model: str, env: str) -> tuple[LoadedSpec, Platform]:
     """
     loaded, environment = load_spec(model), load_environment(env)
     if "prefect.runtime" in sys.modules:
-        from prefect.runtime import flow_run
-
-        tags = {"contender", loaded.name, environment.name}
-        if flow_run.id is not None and not tags <= set(flow_run.tags):
-            _update(tags=sorted({*flow_run.tags, *tags}))
+        tag_run("contender", loaded.name, environment.name)
     return loaded, platform_for(environment)
 
 

@@ -21,6 +21,7 @@ import typer
 from deployments.errors import BadInputError, ContenderError
 from flows.approval_commands import approval_app
 from flows.deployment_commands import deployments_app
+from flows.fleet_commands import fleet_app
 from flows.history_commands import history_app
 from flows.label_commands import labels_app
 from flows.lifecycle_commands import FreshOption, KeepUpOption, lifecycle_app, live
@@ -56,6 +57,7 @@ app.add_typer(serving_app)
 app.add_typer(release_app)
 app.add_typer(monitoring_app)
 app.add_typer(retrain_app)
+app.add_typer(fleet_app, name="fleet")
 app.add_typer(approval_app)
 app.add_typer(history_app)
 app.add_typer(spec_app, name="spec")

@@ -1,22 +1,48 @@
-"""Where candidates train: the task runner that an environment names."""
+"""Where candidates train, and where the models of a fleet are worked on: the task runner that an environment names."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from deployments.environment import DaskRunner, Environment, ProcessRunner
 
+__all__ = ["on_a_worker", "task_runner"]
 
-def task_runner(environment: Environment) -> TaskRunner[Any]:
-    """Threads, processes or a Dask cluster."""
+_on_a_worker: ContextVar[bool] = ContextVar("on_a_worker", default=False)
+
+
+@contextmanager
+def on_a_worker() -> Iterator[None]:
+    """Within it, flows take one candidate after another in this thread's process.
+
+    They are on a worker of the environment's task runner already, beside as many others as it has workers. Another
+    pool in each would be that many workers too many; and workers of Dask may start no processes, and would wait for
+    one another if they gave work to their own cluster.
+    """
+    before = _on_a_worker.set(True)
+    try:
+        yield
+    finally:
+        _on_a_worker.reset(before)
+
+
+def task_runner(environment: Environment, workers: int | None = None) -> TaskRunner[Any]:
+    """Threads, processes or a Dask cluster; of so many workers where that is said and the cluster is not yet there."""
     config = environment.task_runner
-    runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=config.workers)
+    workers = workers or config.workers
+    if _on_a_worker.get():
+        return ThreadPoolTaskRunner(max_workers=1)
     if isinstance(config, ProcessRunner):
-        runner = ProcessPoolTaskRunner(max_workers=config.workers)
-    elif isinstance(config, DaskRunner):
+        return ProcessPoolTaskRunner(max_workers=workers)
+    if isinstance(config, DaskRunner):
         from prefect_dask import DaskTaskRunner
 
-        local = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
+        # No dashboard: it would listen on one fixed port.
+        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
         cluster = {"address": config.address} if config.address is not None else {"cluster_kwargs": local}
-        runner = DaskTaskRunner(**cluster)
-    return runner
+        runner: TaskRunner[Any] = DaskTaskRunner(**cluster)
+        return runner
+    return ThreadPoolTaskRunner(max_workers=workers)
