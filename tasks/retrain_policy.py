@@ -123,7 +123,7 @@ def _no_champion(standing: Standing, name: str) -> str:
 
 def last_started(platform: Platform, model: str, *, broken: bool = True) -> Entry | None:
     """The ledger's entry of the retraining that began last; `broken` says whether those count that broke."""
-    told = ledger_of(platform).entries(model)
+    told = list(ledger_of(platform).entries(model))
     left_out = {
         entry.details["retraining"]
         for entry in told
