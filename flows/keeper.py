@@ -1,12 +1,14 @@
 """Keeper: a Prefect server and a worker on this machine, kept running until they are told to end.
 
-`python -m flows.keeper HOME PORT POOL` is what `prefect up` starts in the background. It restarts what dies, and what
-it started ends with it. Who holds its lock file under HOME is up, and the file says where.
+`python -m flows.keeper HOME PORT POOL DATABASE` is what `prefect up` starts in the background. It restarts what dies,
+and what it started ends with it. Who holds its lock file under HOME is up, and the file says where. DATABASE is how the
+database may be shown; its address, which may hold a password, is in the environment, and the server alone is given it.
 """
 
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,27 +16,34 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
-from urllib.request import urlopen
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 from deployments.errors import BadInputError, ContenderError
+from flows.database import DATABASE_VARIABLE, Database, without_database
 
 __all__ = ["Kept", "begin", "end", "kept"]
 
 START_SECONDS = 180.0
 END_SECONDS = 30.0
 _BACK_OFF = (0.5, 30.0)
+_PATIENCE = 2  # a server that never answered and ended as often as this is not started again
+_RELEASE_SECONDS = 12.0  # a keeper that was killed: its children end within this
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A keeper that is up: its process, the server's address, and the pool that its worker serves."""
+    """A keeper that is up: its process, the server's address and database, and the pool that its worker serves."""
 
     pid: int
     port: int
     pool: str
+    database: str = ""
 
     @property
     def url(self) -> str:
@@ -43,11 +52,32 @@ class Kept:
 
     def healthy(self) -> bool:
         """Whether the server answers."""
+        return _answers(f"{self.url}/health")
+
+    def ready(self) -> bool:
+        """Whether the server answers, and its database does."""
+        return _answers(f"{self.url}/ready")
+
+    def works(self) -> bool:
+        """Whether the pool's worker has been heard of lately, as the server says."""
+        asked = Request(  # noqa: S310 - our own address
+            f"{self.url}/work_pools/{quote(self.pool)}/workers/filter",
+            data=b"{}",
+            headers={"Content-Type": "application/json"},
+        )
         try:
-            with urlopen(f"{self.url}/health", timeout=5):  # noqa: S310 - our own address
-                return True
-        except OSError:
+            with urlopen(asked, timeout=10) as answer:  # noqa: S310
+                return any(worker["status"] == "ONLINE" for worker in json.load(answer))
+        except (OSError, HTTPException):
             return False
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=10):  # noqa: S310 - our own address
+            return True
+    except (OSError, HTTPException):
+        return False
 
 
 def _lock(home: Path) -> Path:
@@ -68,49 +98,119 @@ def kept(home: Path) -> Kept | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return Kept(**json.loads(path.read_text() or "{}"))
+            return _noted(path)
     return None
 
 
-def begin(home: Path, port: int, pool: str) -> Kept:
+def kept_last(home: Path) -> Kept | None:
+    """The keeper of a home that is up, or was up last."""
+    return _noted(_lock(home))
+
+
+def _noted(path: Path) -> Kept | None:
+    try:
+        return Kept(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        # Not written yet, or by something else.
+        return None
+
+
+def begin(home: Path, port: int, pool: str, database: Database) -> Kept:
     """Start the keeper unless it is up, and return once its server answers.
 
     Raises:
-        BadInputError: it is up on another port or for another pool.
-        ContenderError: it did not start; says where to look.
+        BadInputError: it is up on another port, for another pool or with another database, or the port is taken.
+        ContenderError: it did not start; says why and where to look.
     """
     standing = kept(home)
     if standing is not None:
-        if (standing.port, standing.pool) != (port, pool):
+        other = database.chosen and standing.database != database.shown
+        if (standing.port, standing.pool) != (port, pool) or other:
+            kept_in = f", kept in {standing.database}" if other else ""
             raise BadInputError(
-                f"a Prefect server is up on port {standing.port} with a worker of {standing.pool}; "
+                f"a Prefect server is up on port {standing.port} with a worker of {standing.pool}{kept_in}; "
                 "run `python -m flows.run prefect down` first"
             )
         return standing
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise BadInputError(f"port {port} is taken; name another: --port") from None
-    logs(home).mkdir(parents=True, exist_ok=True)
-    with (logs(home) / "keeper.log").open("ab") as log:
+    _want_free(home, port)
+    try:
+        logs(home).mkdir(parents=True, exist_ok=True)
+        # What a keeper that was killed had been asked; this one's pool may not stand yet.
+        (logs(home) / "worker.wanted").unlink(missing_ok=True)
+        log = (logs(home) / "keeper.log").open("ab")
+    except OSError as error:
+        raise ContenderError(f"{logs(home)}: Prefect's logs cannot be written: {error.strerror}") from None
+    said_before = {file: file.stat().st_size for file in logs(home).glob("*.log")}
+    with log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.keeper", str(home), str(port), pool],
+            [sys.executable, "-m", "flows.keeper", str(home), str(port), pool, database.shown],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env={**without_database(os.environ), DATABASE_VARIABLE: database.url},
             start_new_session=True,
         )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         standing = kept(home)
-        if standing is not None and standing.healthy():
+        if standing is not None and standing.pid == process.pid and standing.healthy():
             return standing
         time.sleep(0.2)
     if process.poll() is None:
         process.terminate()
-    raise ContenderError(f"the Prefect server did not start; {logs(home)} says why")
+        why = f"no answer within {START_SECONDS:g} s"
+    else:
+        why = _complaint(home, said_before)
+    raise ContenderError(f"the Prefect server did not start: {why} (more in {logs(home)})")
+
+
+def _want_free(home: Path, port: int) -> None:
+    """Return once nobody listens on the port; a keeper that was killed there is given time to let go of it.
+
+    Raises:
+        BadInputError: somebody else listens there.
+    """
+    last = kept_last(home)
+    ours = last is not None and last.port == port
+    deadline = time.monotonic() + (_RELEASE_SECONDS if ours else 0.0)
+    while _taken_port(port):
+        if time.monotonic() >= deadline:
+            prefects = _answers(f"http://127.0.0.1:{port}/api/health")
+            whose = (
+                f" by a Prefect server that this home did not start; use it with: "
+                f"export PREFECT_API_URL=http://127.0.0.1:{port}/api, or"
+                if prefects
+                else ";"
+            )
+            raise BadInputError(f"port {port} is taken{whose} name another: --port")
+        time.sleep(0.2)
+
+
+def _taken_port(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise BadInputError(
+                f"port {port} may not be used by this user; name one above 1023: --port"
+            ) from None
+        except OSError:
+            return True
+    return False
+
+
+def _complaint(home: Path, said_before: Mapping[Path, int]) -> str:
+    """The last line since then in which server or keeper speaks of an error; their last line otherwise."""
+    lines = []
+    for file in (logs(home) / "server.log", logs(home) / "keeper.log"):
+        if file.exists():
+            with file.open("rb") as log:
+                log.seek(said_before.get(file, 0))
+                said = log.read().decode("utf-8", "replace").splitlines()
+            lines += [line.strip() for line in said if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or ["it said nothing"])[-1][:500]
 
 
 def end(home: Path) -> bool:
@@ -122,7 +222,8 @@ def end(home: Path) -> bool:
     standing = kept(home)
     if standing is None:
         return False
-    os.kill(standing.pid, signal.SIGTERM)
+    with suppress(ProcessLookupError):
+        os.kill(standing.pid, signal.SIGTERM)
     deadline = time.monotonic() + END_SECONDS
     while kept(home) is not None:
         if time.monotonic() > deadline:
@@ -141,11 +242,15 @@ class _Child:
         self._command, self._environment, self._log = command, environment, log
         self._process: subprocess.Popen[bytes] | None = None
         self._pause, self._not_before = _BACK_OFF[0], 0.0
+        self.deaths = 0
 
     def tend(self) -> None:
         """Start it where it does not run, unless it has just died."""
-        if self._process is not None and self._process.poll() is None:
-            return
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            self._process = None
+            self.deaths += 1
         now = time.monotonic()
         if now < self._not_before:
             return
@@ -172,9 +277,11 @@ def main(arguments: Sequence[str]) -> int:
     from flows.server import furnish
     from flows.settings import settle
 
-    home, port, pool = Path(arguments[0]), int(arguments[1]), arguments[2]
+    home, port, pool, shown = Path(arguments[0]), int(arguments[1]), arguments[2], arguments[3]
     settle()
-    furnish(Path(os.environ["PREFECT_HOME"]))
+    file = Database(os.environ[DATABASE_VARIABLE], shown).file
+    if file is not None:
+        furnish(file)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
@@ -182,7 +289,7 @@ def main(arguments: Sequence[str]) -> int:
         if not _taken(lock):
             sys.stderr.write(f"{_lock(home)}: another keeper is up\n")
             return 2
-        standing = Kept(os.getpid(), port, pool)
+        standing = Kept(os.getpid(), port, pool, shown)
         lock.truncate(0)
         lock.write(json.dumps(asdict(standing)))
         lock.flush()
@@ -193,10 +300,18 @@ def main(arguments: Sequence[str]) -> int:
             environment,
             logs(home) / "server.log",
         )
-        worker = _Child([*prefect, "worker", "start", "--pool", pool], environment, logs(home) / "worker.log")
+        worker = _Child(
+            [*prefect, "worker", "start", "--pool", pool],
+            without_database(environment),
+            logs(home) / "worker.log",
+        )
+        answered = False
         try:
             while not ended.wait(0.5):
                 server.tend()
+                answered = answered or standing.healthy()
+                if not answered and server.deaths >= _PATIENCE:
+                    return 1
                 # The pool is made by whoever started us, once the server answers.
                 if (logs(home) / "worker.wanted").exists():
                     worker.tend()

@@ -1,5 +1,6 @@
 """The commands of a Prefect server of one's own: up, down and status."""
 
+import json
 import os
 import subprocess
 import sys
@@ -20,21 +21,38 @@ prefect_app = typer.Typer(
 def prefect_up(
     env: EnvOption = "dev",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the server and its UI.")] = 4200,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            help="Where the server keeps what it knows: postgresql://user@host/name or sqlite:///path. By default "
+            "what PREFECT_SERVER_DATABASE_CONNECTION_URL says, and a file under the data home otherwise.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start server and worker, make the work pools, and deploy the environment's flows of every model."""
+    """Start server and worker, make the work pool, and deploy the environment's flows of every model."""
     from deployments.environment import home, load_environment
     from flows import console, keeper
+    from flows.database import check_database, chosen_database, without_database
 
     session.as_json |= as_json
     environment = load_environment(env)
+    # Prefect reads its settings once, when it is first imported, which the next line does.
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    chosen, last = chosen_database(database), keeper.kept_last(home())
     with console.waiting("starting the Prefect server"):
-        standing = keeper.begin(home(), port, environment.pool)
-    os.environ["PREFECT_API_URL"] = standing.url
-    with console.waiting("making the work pools"):
+        if keeper.kept(home()) is None:
+            check_database(chosen)
+        standing = keeper.begin(home(), port, environment.pool, chosen)
+    if last is not None and last.database not in {"", standing.database}:
+        console.show_error(
+            f"the server before this one kept its data in {last.database}; what it knows is still there"
+        )
+    with console.waiting("making the work pool"):
         from flows.work_pools import make_work_pools
 
-        make_work_pools()
+        make_work_pools(environment.name)
         keeper.begin_worker(home())
     with console.waiting("deploying"):
         command = [
@@ -46,7 +64,9 @@ def prefect_up(
             "--name",
             f"*-{environment.name}",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=without_database(os.environ), capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise ContenderError(f"the deployments were refused: {(done.stderr or done.stdout).strip()[-1000:]}")
     console.show_where(
@@ -54,6 +74,7 @@ def prefect_up(
             ("Prefect UI", f"http://127.0.0.1:{port}"),
             ("For other commands", f"export PREFECT_API_URL={standing.url}"),
             ("Worker", f"of {standing.pool}"),
+            ("Database", standing.database),
             ("Logs", str(keeper.logs(home()))),
         ]
     )
@@ -72,14 +93,30 @@ def prefect_down(as_json: JsonOption = False) -> None:
 
 
 @prefect_app.command("status")
-def prefect_status() -> None:
-    """Where the server is; exit code 1 where none is up."""
+def prefect_status(as_json: JsonOption = False) -> None:
+    """Whether server, database and worker answer, and where they are; exit code 1 where any of them does not."""
     from deployments.environment import home
     from flows import console, keeper
 
+    session.as_json |= as_json
     standing = keeper.kept(home())
-    if standing is None:
+    found = {"up": standing is not None}
+    if standing is not None:
+        found |= {"server": standing.healthy(), "database": standing.ready(), "worker": standing.works()}
+    if session.as_json:
+        where = {} if standing is None else {"url": standing.url, "pool": standing.pool}
+        console.out.print_json(json.dumps(where | found))
+    elif standing is None:
         console.out.print("No Prefect server is up; start one with: python -m flows.run prefect up")
+    elif not found["server"]:
+        console.out.print(
+            f"{standing.url} does not answer; a worker of {standing.pool}. The keeper starts what died again; "
+            f"{keeper.logs(home())} says why it died",
+            soft_wrap=True,
+        )
+    else:
+        database = "" if found["database"] else f", and its database does not: {standing.database}"
+        worker = f"a worker of {standing.pool}" + ("" if found["worker"] else " has not been heard of")
+        console.out.print(f"{standing.url} answers{database}; {worker}", soft_wrap=True)
+    if not all(found.values()):
         raise typer.Exit(1)
-    health = "answers" if standing.healthy() else "does not answer"
-    console.out.print(f"{standing.url} {health}; a worker of {standing.pool}", soft_wrap=True)

@@ -21,6 +21,7 @@ from urllib.request import urlopen
 
 from deployments.environment import home
 from deployments.errors import ContenderError
+from flows.database import without_database
 from flows.keeper import kept
 
 
@@ -36,7 +37,7 @@ def make_empty_database() -> Path:
         return made
     made.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=made.parent) as folder:
-        environment = {**os.environ, "PREFECT_HOME": folder, "PREFECT_API_URL": ""}
+        environment = {**without_database(os.environ), "PREFECT_HOME": folder, "PREFECT_API_URL": ""}
         command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         whole = Path(folder) / "whole.db"
@@ -49,13 +50,12 @@ def make_empty_database() -> Path:
     return made
 
 
-def furnish(prefect_home: Path) -> None:
-    """Give a home that has no database a copy of the empty one, where that was made."""
-    database = prefect_home / "prefect.db"
+def furnish(database: Path) -> None:
+    """Make a database file that is not there a copy of the empty one, where that was made."""
     if database.exists() or not empty_database().exists():
         return
-    prefect_home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=prefect_home) as folder:
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=database.parent) as folder:
         copy = Path(folder) / "prefect.db"
         shutil.copyfile(empty_database(), copy)
         try:
@@ -70,7 +70,7 @@ class OwnServer:
     def __init__(self) -> None:
         """Begin to start it; it says what it has to say in `server.log` in Prefect's home."""
         folder = Path(os.environ["PREFECT_HOME"])
-        furnish(folder)
+        furnish(folder / "prefect.db")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

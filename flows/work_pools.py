@@ -16,8 +16,8 @@ __all__ = ["make_work_pools"]
 _WORKERS = {"docker": "prefect_docker", "kubernetes": "prefect_kubernetes"}
 
 
-def make_work_pools() -> list[tuple[str, str, bool]]:
-    """Make the pools of all environments, unless they stand: name, kind, and whether it was made now.
+def make_work_pools(*names: str) -> list[tuple[str, str, bool]]:
+    """Make the pools of these environments, or of all, unless they stand: name, kind, and whether it was made now.
 
     Raises:
         BadInputError: no server is named, a pool of that name is of another kind, or its kind needs a package that
@@ -27,7 +27,7 @@ def make_work_pools() -> list[tuple[str, str, bool]]:
         raise BadInputError(
             "no Prefect server is named; start one with `prefect server start`, and set PREFECT_API_URL to its address"
         )
-    environments = [load_environment(name) for name in known_environments()]
+    environments = [load_environment(name) for name in names or known_environments()]
     return [_made(environment) for environment in environments]
 
 
