@@ -471,7 +471,7 @@ def require_promotable(
             f"{ref.name} version {ref.version} is not promoted: environment {platform.environment.name!r} asks for "
             f"signed approvals by {', '.join(wanted)}, and for a release: python -m flows.run release"
         )
-    from tasks.transfer import require_passed
+    from tasks.cargo import require_passed
 
     require_passed(platform, model, ref)
     found = Tracking(platform).client.get_model_version(ref.name, ref.version)

@@ -4,49 +4,37 @@ The model's files are carried byte for byte, each checked against the digest tha
 line asks of a version's run later is carried with them. Every step finds what an earlier, interrupted run of it left.
 """
 
-import hmac
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from deployments import model_file
 from deployments.declared import Declared
-from deployments.environment import load_environment
 from deployments.errors import BadInputError, ContenderError
-from deployments.spec import LoadedSpec, ModelSpec
-from platforms import platform_for
 from platforms.platform import Platform
+from tasks.cargo import RECEIVED, SENT, Cargo, environment_of, load_cargo
 from tasks.champion import (
     ChampionMissing,
     ChampionRef,
-    NoChampionYet,
     Standing,
     TrainingSnapshots,
     download_model,
     reference_snapshots,
     standing_champion,
-    trained_query,
-    version_ref,
 )
 from tasks.code_version import CodeVersion
 from tasks.conclude import without_credentials
 from tasks.evaluate import Evaluation, evaluate_challenger
 from tasks.evidence import newest_bundle, read_manifest, verify_bundle, write_bundle
 from tasks.gate import GateReport, judge
-from tasks.ledger import Entry
 from tasks.outcome import TrainOutcome
 from tasks.reference import carry_references
 from tasks.register import (
     INTEGRATION,
     PROMOTED,
-    REGISTERED,
-    REJECTED,
-    RESTORED,
     PromotionRefusedError,
     Version,
     current,
@@ -59,9 +47,7 @@ from tasks.tracking import TAG, Tracking
 from tasks.train import TrainedModel, TrainingRun
 from tasks.verdict import Verdict
 
-SENT, RECEIVED = "transfer.sent", "transfer.received"
 TRANSFERRED_FROM, PASSED_APPROVERS = f"{TAG}transferred_from", f"{TAG}passed_approvers"
-RELEASED, ROLLED_BACK = "release.promoted", "release.rolled_back"
 
 _REWRITTEN = frozenset({"trained.json", "snapshots.json", "gates.json", "evaluation.json"})
 """Documents that say where things are or whom they were compared with, and so say something else in the target."""
@@ -87,252 +73,6 @@ class Transfer(Declared):
     unchanged: bool = False
 
 
-@dataclass(frozen=True)
-class _Cargo:
-    """What is transferred, checked: the version, its documents, and by which promotion it passed, where it did."""
-
-    source: Platform
-    ref: ChampionRef
-    loaded: LoadedSpec
-    trained: TrainedModel
-    gates: GateReport
-    tags: Mapping[str, str]
-    history: tuple[Entry, ...]
-    passed: Entry | None
-
-    @property
-    def name(self) -> str:
-        """What the target calls the version's origin."""
-        return f"{self.source.environment.name}/{self.ref.name}/{self.ref.version}"
-
-    @property
-    def model(self) -> str:
-        """The model's own name."""
-        return self.loaded.name
-
-    @property
-    def subject(self) -> str:
-        """What the source's ledger calls the version."""
-        return f"{self.ref.name}/{self.ref.version}"
-
-    @property
-    def author(self) -> str:
-        """Who trained it, by the source's ledger: tags in a registry are easily changed."""
-        ours = [entry for entry in self.history if entry.subject == self.subject]
-        received = [str(entry.details["author"]) for entry in ours if entry.event == RECEIVED]
-        return received[0] if received else next(e.actor for e in ours if e.event in {REGISTERED, REJECTED})
-
-    def approvers(self) -> list[str]:
-        """Names and identities of those whose approvals the version's releases in the source used.
-
-        Raises:
-            PromotionRefusedError: the source asks for approvals, and its ledger does not say who gave them.
-        """
-        releases = [
-            entry for entry in self.history if entry.event == RELEASED and entry.subject == self.subject
-        ]
-        said = [entry.details.get("approvers") for entry in releases]
-        named = [one for names in said if isinstance(names, list) for one in names]
-        if (self.source.environment.approvals and not named) or any(
-            not isinstance(one, str) for one in named
-        ):
-            raise PromotionRefusedError(
-                f"{self.ref.name} version {self.ref.version} is not transferred: the ledger of environment "
-                f"{self.source.environment.name!r} does not say who approved its release"
-            )
-        return list(dict.fromkeys(map(str, named)))
-
-    def digest_of(self, version: str | None) -> str | None:
-        """The model file of a version that the source promoted, by its ledger."""
-        subject = f"{self.ref.name}/{version}"
-        for entry in reversed(self.history):
-            if entry.event == PROMOTED and entry.subject == subject:
-                return str(entry.details["model_digest"])
-        return None
-
-
-# What may be transferred ------------------------------------------------------------------------------------
-
-
-def require_passed(platform: Platform, model: str, ref: ChampionRef) -> None:
-    """Refuse a version that has not passed in the environment from which this one takes its models, if it names one.
-
-    Asked is the other environment's ledger, by the digest of the model file. A version that was champion here
-    before needs nobody else's word to come back.
-
-    Raises:
-        PromotionRefusedError: says what the other ledger lacks.
-        BadInputError: there is no such environment.
-    """
-    wanted = platform.environment.takes_from
-    if wanted is None:
-        return
-    ours = list(ledger_of(platform).entries(model))
-    if any(
-        entry.event == PROMOTED
-        and entry.subject == f"{ref.name}/{ref.version}"
-        and entry.details.get("model_digest") == ref.digest
-        for entry in ours
-    ):
-        return
-    source = _environment_of(wanted)
-    passed = _passed(source, _history(source, model), model, ref.digest)
-    pinned = next(
-        (
-            entry.details.get("passed")
-            for entry in reversed(ours)
-            if entry.event == RECEIVED and entry.subject == f"{ref.name}/{ref.version}"
-        ),
-        None,
-    )
-    if pinned is not None and pinned not in [entry.hash for entry in passed]:
-        raise PromotionRefusedError(
-            f"{ref.name} version {ref.version} is not promoted: the ledger of environment {wanted!r} no longer "
-            "holds the promotion that it was transferred on"
-        )
-
-
-def _environment_of(name: str) -> Platform:
-    return platform_for(load_environment(name))
-
-
-def _history(source: Platform, model: str) -> tuple[Entry, ...]:
-    """An environment's ledger of one model, once all of it has been verified.
-
-    Raises:
-        PromotionRefusedError: it was changed by something other than an append.
-    """
-    ledger = ledger_of(source)
-    found = ledger.verify()
-    if not found.ok:
-        raise PromotionRefusedError(
-            f"the ledger of environment {source.environment.name!r} does not verify, and nothing is taken on its "
-            f"word ({found.problems[0]})"
-        )
-    return tuple(ledger.entries(model))
-
-
-def _passed(
-    source: Platform, history: tuple[Entry, ...], model: str, digest: str, version: str | None = None
-) -> list[Entry]:
-    """The promotions, oldest first, by which a model file passed in an environment; as one version, or as any.
-
-    Raises:
-        PromotionRefusedError: there is none, or the last one's release was rolled back since.
-    """
-    name = source.registered_model(model)
-    promotions = [
-        entry
-        for entry in history
-        if entry.event == PROMOTED
-        and entry.details.get("model_digest") == digest
-        and entry.subject.rpartition("/")[0] == name
-        and version in {None, entry.subject.rpartition("/")[2]}
-    ]
-    what = f"{name} version {version}" if version else f"the model file {digest[:12]}…"
-    if not promotions:
-        raise PromotionRefusedError(
-            f"{what} has not passed in environment {source.environment.name!r}: its ledger holds no promotion of it"
-        )
-    last = promotions[-1]
-    if _left(history, last):
-        raise PromotionRefusedError(
-            f"{what} has not passed in environment {source.environment.name!r}: it was rolled back there"
-        )
-    return promotions
-
-
-def _left(history: tuple[Entry, ...], promotion: Entry) -> bool:
-    """Whether a version was rolled back after a promotion, and did not come back since."""
-    name, _, version = promotion.subject.rpartition("/")
-    left = False
-    for entry in history:
-        if entry.seq <= promotion.seq:
-            continue
-        if entry.event == RESTORED and entry.subject.rpartition("/")[0] == name:
-            if entry.subject == promotion.subject:
-                left = False
-            elif entry.details.get("leaves") == version:
-                left = True
-        elif entry.event == ROLLED_BACK and entry.subject == promotion.subject:
-            left = True
-    return left
-
-
-def _cargo(source: Platform, target: Platform, model: str, number: str | None) -> _Cargo:
-    """The version to transfer with its documents, once all that its source says of it agrees."""
-    ref = _sent(source, model, number)
-    history = _history(source, model)
-    what, environment = f"{ref.name} version {ref.version}", source.environment.name
-    tracking = Tracking(source)
-    trained = tracking.document(ref.run_id, "trained", TrainedModel)
-    if trained is None or (trained.digest, trained.model_id) != (ref.digest, ref.model_id):
-        raise model_file.UntrustedModelError(
-            f"{what}: what its run in environment {environment!r} recorded is of another model file"
-        )
-    gates = tracking.document(ref.run_id, "gates", GateReport)
-    settled = [
-        entry
-        for entry in history
-        if entry.event in {REGISTERED, REJECTED} and entry.subject == f"{ref.name}/{ref.version}"
-    ]
-    said = settled[-1].details if settled else {}
-    wanted = {"run_id": ref.run_id, "model_digest": ref.digest, "gate_report": gates.digest if gates else ""}
-    if (
-        gates is None
-        or settled[-1:] == []
-        or settled[-1].event != REGISTERED
-        or {key: said.get(key) for key in wanted} != wanted
-    ):
-        raise PromotionRefusedError(
-            f"{what} is not transferred: the ledger of environment {environment!r} does not say that the gates "
-            "passed this model file with this report"
-        )
-    tags = dict(tracking.client.get_model_version(ref.name, ref.version).tags)
-    if tags.get(f"{TAG}dirty") != "false" and not target.environment.allow_dirty_tree:
-        raise PromotionRefusedError(
-            f"{what} is not transferred: it was trained from uncommitted code, and environment "
-            f"{target.environment.name!r} takes committed code only"
-        )
-    loaded = trained_query(source, ref)
-    if loaded.name != model:
-        raise model_file.UntrustedModelError(f"{what}: the spec that its run recorded is of {loaded.name}")
-    _require_one_key(loaded.spec, source, target, what)
-    passed = None
-    if target.environment.takes_from is not None:
-        passed = _passed(source, history, model, ref.digest, ref.version)[-1]
-    cargo = _Cargo(source, ref, loaded, trained, gates, tags, history, passed)
-    cargo.approvers()
-    return cargo
-
-
-def _sent(source: Platform, model: str, number: str | None) -> ChampionRef:
-    found = standing_champion(source, model) if number is None else version_ref(source, model, number)
-    if isinstance(found, NoChampionYet):
-        raise BadInputError(
-            f"{source.registered_model(model)} has no champion to transfer; promote one, or name a version"
-        )
-    if isinstance(found, ChampionMissing):
-        raise BadInputError(found.reason)
-    return found
-
-
-def _require_one_key(spec: ModelSpec, source: Platform, target: Platform, what: str) -> None:
-    """Refuse a model that is given hashes, or whose rows are told apart by them, where the target hashes otherwise."""
-    columns = spec.training_contract.columns
-    asked = dict.fromkeys((*spec.features.columns, *spec.row_key))
-    hashed = [name for name in asked if columns[name].pii == "hash"]
-    if hashed and not hmac.compare_digest(source.pii_key(), target.pii_key()):
-        raise PromotionRefusedError(
-            f"{what} is not transferred: it knows {', '.join(hashed)} as hashes, and environments "
-            f"{source.environment.name!r} and {target.environment.name!r} hash with different keys; give both the "
-            "same key before training"
-        )
-
-
-# The transfer -----------------------------------------------------------------------------------------------
-
-
 def transfer_version(source: Platform, target: Platform, model: str, number: str | None = None) -> Transfer:
     """Take a version of `source`, its champion by default, into `target`, and have the target judge it.
 
@@ -346,7 +86,7 @@ def transfer_version(source: Platform, target: Platform, model: str, number: str
         BusyError: another transfer of this model is under way.
     """
     wanted = target.environment.takes_from
-    if wanted is not None and _environment_of(wanted).environment != source.environment:
+    if wanted is not None and environment_of(wanted).environment != source.environment:
         raise PromotionRefusedError(
             f"environment {target.environment.name!r} takes models from environment {wanted!r} as it is declared, "
             f"and {source.environment.name!r} is another"
@@ -358,10 +98,10 @@ def transfer_version(source: Platform, target: Platform, model: str, number: str
         )
     name = target.registered_model(model)
     with target.alone(f"transfer-{name}", f"another transfer of {name} is under way"):
-        return _transfer(_cargo(source, target, model, number), target)
+        return _transfer(load_cargo(source, target, model, number), target)
 
 
-def _transfer(cargo: _Cargo, target: Platform) -> Transfer:
+def _transfer(cargo: Cargo, target: Platform) -> Transfer:
     standing = standing_champion(target, cargo.model)
     if isinstance(standing, ChampionMissing):
         raise PromotionRefusedError(
@@ -405,7 +145,7 @@ def _number(standing: Standing) -> str | None:
     return standing.version if isinstance(standing, ChampionRef) else None
 
 
-def _open(cargo: _Cargo, target: Platform) -> TrainingRun:
+def _open(cargo: Cargo, target: Platform) -> TrainingRun:
     """The target's run of this transfer: the one that was begun before, or a new one."""
     tracking = Tracking(target)
     experiment = tracking.experiment(cargo.model)
@@ -435,7 +175,7 @@ def _open(cargo: _Cargo, target: Platform) -> TrainingRun:
     )
 
 
-def _lineage(cargo: _Cargo, target: Platform) -> dict[str, str]:
+def _lineage(cargo: Cargo, target: Platform) -> dict[str, str]:
     """Where it comes from, as tags of run and version."""
     return {
         f"{TAG}model": cargo.model,
@@ -450,7 +190,7 @@ def _lineage(cargo: _Cargo, target: Platform) -> dict[str, str]:
     }
 
 
-def _tags(cargo: _Cargo, target: Platform) -> dict[str, str]:
+def _tags(cargo: Cargo, target: Platform) -> dict[str, str]:
     """The version's tags in the target: those of the source, but for what the target itself decides."""
     kept = {
         name: value
@@ -461,7 +201,7 @@ def _tags(cargo: _Cargo, target: Platform) -> dict[str, str]:
     return kept | ours | {PASSED_APPROVERS: json.dumps(cargo.approvers())}
 
 
-def _carry(cargo: _Cargo, target: Platform, run: TrainingRun) -> TrainedModel:
+def _carry(cargo: Cargo, target: Platform, run: TrainingRun) -> TrainedModel:
     """The model's files and its run's documents, in the target; `trained` is written last and says that all is there.
 
     Raises:
@@ -497,7 +237,7 @@ def _carry(cargo: _Cargo, target: Platform, run: TrainingRun) -> TrainedModel:
     return trained
 
 
-def _checked_model(cargo: _Cargo, target: Platform, folder: Path) -> Path:
+def _checked_model(cargo: Cargo, target: Platform, folder: Path) -> Path:
     """The source's model files, fetched into `folder` and checked one by one."""
     folder.mkdir(parents=True)
     path = download_model(cargo.source, cargo.ref.model_id, folder)
@@ -515,7 +255,7 @@ def _checked_model(cargo: _Cargo, target: Platform, folder: Path) -> Path:
     return path
 
 
-def _carry_documents(cargo: _Cargo, tracking: Tracking, run: TrainingRun, folder: Path) -> None:
+def _carry_documents(cargo: Cargo, tracking: Tracking, run: TrainingRun, folder: Path) -> None:
     """The files of the source's run; those that the target writes anew are kept under the source's name."""
     folder.mkdir(parents=True)
     fetched = Path(Tracking(cargo.source).client.download_artifacts(cargo.ref.run_id, "", str(folder)))
@@ -528,7 +268,7 @@ def _carry_documents(cargo: _Cargo, tracking: Tracking, run: TrainingRun, folder
     tracking.client.log_artifacts(run.run_id, str(fetched))
 
 
-def _require_as_in_evidence(cargo: _Cargo, fetched: Path) -> None:
+def _require_as_in_evidence(cargo: Cargo, fetched: Path) -> None:
     """Refuse documents that are not those of the version's evidence, for which the source's ledger vouches.
 
     The digests of all files of the model stand in one of them, and the spec and the query are others.
@@ -556,7 +296,7 @@ def _require_as_in_evidence(cargo: _Cargo, fetched: Path) -> None:
         )
 
 
-def _logged_model(tracking: Tracking, cargo: _Cargo, run: TrainingRun) -> str:
+def _logged_model(tracking: Tracking, cargo: Cargo, run: TrainingRun) -> str:
     """The id of the run's logged model: the one that an interrupted transfer began, where there is one."""
     found = tracking.client.search_logged_models(
         [run.experiment_id], filter_string=f"source_run_id = '{run.run_id}'", max_results=1
@@ -576,7 +316,7 @@ def _logged_model(tracking: Tracking, cargo: _Cargo, run: TrainingRun) -> str:
 
 
 def _judged(
-    cargo: _Cargo,
+    cargo: Cargo,
     target: Platform,
     run: TrainingRun,
     version: Version,
@@ -606,7 +346,7 @@ def _judged(
     return report
 
 
-def _holds(cargo: _Cargo, standing: Standing) -> bool:
+def _holds(cargo: Cargo, standing: Standing) -> bool:
     if not isinstance(standing, ChampionRef):
         return True
     return cargo.digest_of(cargo.gates.champion) == standing.digest
@@ -621,7 +361,7 @@ def _renamed(evaluation: Evaluation, standing: Standing) -> Evaluation:
 
 
 def _evaluated(
-    cargo: _Cargo, target: Platform, run: TrainingRun, trained: TrainedModel, standing: Standing
+    cargo: Cargo, target: Platform, run: TrainingRun, trained: TrainedModel, standing: Standing
 ) -> Evaluation:
     """The version measured again, beside the target's champion, on the rows that its training kept for that.
 
@@ -651,7 +391,7 @@ def _evaluated(
 # What is written down ---------------------------------------------------------------------------------------
 
 
-def _write_sent(cargo: _Cargo, target: Platform, version: Version) -> None:
+def _write_sent(cargo: Cargo, target: Platform, version: Version) -> None:
     place = f"{target.environment.name}/{version.name}/{version.version}"
     ledger_of(cargo.source).append(
         SENT,
@@ -663,7 +403,7 @@ def _write_sent(cargo: _Cargo, target: Platform, version: Version) -> None:
     )
 
 
-def _write_received(cargo: _Cargo, target: Platform, run: TrainingRun, version: Version) -> None:
+def _write_received(cargo: Cargo, target: Platform, run: TrainingRun, version: Version) -> None:
     subject = f"{version.name}/{version.version}"
     ledger_of(target).append(
         RECEIVED,
@@ -685,7 +425,7 @@ def _write_received(cargo: _Cargo, target: Platform, run: TrainingRun, version: 
     )
 
 
-def _write_evidence(cargo: _Cargo, target: Platform, run: TrainingRun, version: Version) -> None:
+def _write_evidence(cargo: Cargo, target: Platform, run: TrainingRun, version: Version) -> None:
     """The target's bundle of the version: the documents of its run, its source's among them, and no data."""
     client = Tracking(target).client
     with tempfile.TemporaryDirectory() as scratch:

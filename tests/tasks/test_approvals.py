@@ -37,6 +37,7 @@ from tasks.approvals import (
     standing,
     submit,
 )
+from tasks.cargo import RECEIVED
 from tasks.champion import ChampionRef, version_ref
 from tasks.code_version import CodeVersion
 from tasks.gate import GateReport, GateResult
@@ -44,7 +45,6 @@ from tasks.ledger import Ledger, LedgerError
 from tasks.register import INTEGRATION, Version, ledger_of, settle
 from tasks.tracking import TAG, Tracking
 from tasks.train import TrainingRun
-from tasks.transfer import RECEIVED
 from tasks.verdict import Verdict
 
 MODEL = "churn"

@@ -20,6 +20,7 @@ from deployments.model_file import SKOPS_FILE, UntrustedModelError, folder_diges
 from platforms import platform_for
 from platforms.lock import BusyError
 from platforms.platform import Platform
+from tasks.cargo import require_one_key, require_passed
 from tasks.champion import (
     CHALLENGER,
     ChampionRef,
@@ -49,13 +50,7 @@ from tasks.register import (
 )
 from tasks.tracking import Tracking
 from tasks.train import TrainedModel
-from tasks.transfer import (
-    PASSED_APPROVERS,
-    TRANSFERRED_FROM,
-    _require_one_key,
-    require_passed,
-    transfer_version,
-)
+from tasks.transfer import PASSED_APPROVERS, TRANSFERRED_FROM, transfer_version
 from tasks.validate import distribution_check
 from tasks.verdict import Verdict
 
@@ -130,7 +125,7 @@ def places(settled_line, moved_platform, mlflow_template, tmp_path, monkeypatch)
     (declared / "dev.yaml").write_text(DEV)
     (declared / "prod.yaml").write_text(PROD)
     monkeypatch.setenv("CONTENDER_HOME", str(home))
-    monkeypatch.setattr("tasks.transfer.load_environment", partial(load_environment, root=declared))
+    monkeypatch.setattr("tasks.cargo.load_environment", partial(load_environment, root=declared))
     source = moved_platform(settled_line.platform, home / "data")
     promote(source, MODEL, version_ref(source, MODEL, "1"))
     (home / "prod").mkdir()
@@ -588,7 +583,7 @@ def test_hashes_made_with_another_key_are_refused(places, make_spec):
     with pytest.raises(
         PromotionRefusedError, match="it knows shape as hashes, and environments 'dev' and 'prod'"
     ):
-        _require_one_key(spec, places.source, places.target, "fruit version 1")
+        require_one_key(spec, places.source, places.target, "fruit version 1")
 
 
 def test_hashes_made_with_the_same_key_are_taken(places, make_spec, monkeypatch):
@@ -598,7 +593,7 @@ def test_hashes_made_with_the_same_key_are_taken(places, make_spec, monkeypatch)
         spec["contract"]["fruit"]["columns"]["shape"] |= {"pii": "hash"}
         spec["evaluation"]["slices"] = []
 
-    _require_one_key(make_spec("binary", change).spec, places.source, places.target, "fruit version 1")
+    require_one_key(make_spec("binary", change).spec, places.source, places.target, "fruit version 1")
 
 
 def test_one_transfer_of_a_model_at_a_time(places):
