@@ -50,7 +50,7 @@ def keys_new(
 
     from deployments.environment import PersonName
     from flows import console
-    from tasks.approvals import new_key
+    from tasks.approver_keys import new_key
 
     try:
         TypeAdapter(PersonName).validate_python(name)
@@ -87,7 +87,7 @@ def keys_show(
     passphrase_env: PassphraseOption = None,
 ) -> None:
     """Print the public key of a private one."""
-    from tasks.approvals import public_key_of
+    from tasks.approver_keys import public_key_of
 
     print(public_key_of(_key(file, passphrase_env)))
 
@@ -193,7 +193,7 @@ def _meant(model: str, env: str, version: str | None) -> "tuple[Platform, str, C
 
 def _key(path: Path, passphrase_env: str | None) -> "Ed25519PrivateKey":
     """A private key; its passphrase is asked for where it has one and somebody can be asked."""
-    from tasks.approvals import PassphraseNeededError, load_key
+    from tasks.approver_keys import PassphraseNeededError, load_key
 
     passphrase = _passphrase_from(passphrase_env)
     try:

@@ -8,7 +8,6 @@ import base64
 import binascii
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from deployments.declared import Declared
 from deployments.environment import Approver, Environment, same_person
 from deployments.errors import BadInputError, ContenderError, first_line
 from platforms.platform import Platform
+from tasks.approver_keys import public_key_of, write_new
 from tasks.champion import ChampionMissing, ChampionRef, version_ref
 from tasks.ledger import Entry, LedgerError
 from tasks.register import REGISTERED, REJECTED, ledger_of
@@ -37,7 +37,6 @@ _DOMAIN = b"contender approval 1\n"
 """What the signed bytes begin with, so that a signature made for anything else is none here."""
 _CLOCKS_DIFFER = timedelta(seconds=60)
 _LONGEST_TOKEN = 32_768
-_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Line = Annotated[
@@ -51,10 +50,6 @@ class ApprovalRefusedError(ContenderError):
     """An approval that does not count; the message says why."""
 
     exit_code = 3
-
-
-class PassphraseNeededError(BadInputError):
-    """The key has a passphrase, and none was given."""
 
 
 class Approval(Declared):
@@ -165,80 +160,7 @@ class Approvals(Declared):
         return "; ".join(f"{one.role}: {one.reason}" for one in self.roles if one.approval is None)
 
 
-# Keys
-
-
-def new_key(path: Path, passphrase: bytes | None) -> str:
-    """Make a key pair, write the private key for its owner alone, and answer the public key's text.
-
-    Raises:
-        BadInputError: there is a file already, or none can be written there.
-    """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption(),
-    )
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(staged, pem, mode=0o600)
-        try:
-            # Unlike a rename, a link never takes the place of what is there.
-            os.link(staged, path)
-        finally:
-            staged.unlink()
-    except OSError as error:
-        if path.is_file():
-            raise BadInputError(
-                f"{path}: there is a file already, and a key that is written over is lost; name another file"
-            ) from None
-        raise BadInputError(f"{path}: the key cannot be written: {error.strerror}") from None
-    return public_key_of(key)
-
-
-def load_key(path: Path, passphrase: bytes | None) -> "Ed25519PrivateKey":
-    """A private key from its file; a passphrase that the key does not have is left aside.
-
-    Raises:
-        PassphraseNeededError: it has a passphrase, and none was given.
-        BadInputError: there is no such file, others may read it, it holds no ed25519 key, or the passphrase is wrong.
-    """
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            pem = file.read(_LONGEST_TOKEN)
-    except OSError as error:
-        raise BadInputError(f"{path}: the key cannot be read: {error.strerror}") from None
-    if mode & 0o077:
-        raise BadInputError(
-            f"{path}: others than its owner may use this key (mode {mode:03o}); run chmod 600, and make a new "
-            "key if somebody may have read it"
-        )
-    encrypted = _ENCRYPTED in pem
-    if encrypted and not passphrase:
-        raise PassphraseNeededError(f"{path}: this key has a passphrase, and none was given")
-    try:
-        key = load_pem_private_key(pem, passphrase if encrypted else None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        what = "the passphrase is wrong, or the file is damaged" if encrypted else "this is no private key"
-        raise BadInputError(f"{path}: {what}") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise BadInputError(f"{path}: this is a key of another kind than ed25519; make one with `keys new`")
-    return key
-
-
-def public_key_of(key: "Ed25519PrivateKey") -> str:
-    """The public key's text, as an environment's approvers have it."""
-    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+# Who signs
 
 
 def approver_with(environment: Environment, key: "Ed25519PrivateKey") -> Approver:
@@ -393,7 +315,7 @@ def _keep(platform: Platform, ref: ChampionRef, signed: SignedApproval) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        _write(staged, (signed.model_dump_json(indent=1) + "\n").encode(), mode=0o644)
+        write_new(staged, (signed.model_dump_json(indent=1) + "\n").encode(), mode=0o644)
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
@@ -405,14 +327,6 @@ def _folder(platform: Platform, ref: ChampionRef) -> Path:
 
 def _file(digest: str) -> str:
     return f"{digest[:16]}.json"
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # Standing

@@ -17,7 +17,8 @@ from deployments.spec import load_spec
 from flows.run import main
 from platforms import platform_for
 from platforms.local import LocalPlatform
-from tasks.approvals import SignedApproval, new_key, standing, submit
+from tasks.approvals import SignedApproval, standing, submit
+from tasks.approver_keys import new_key
 from tasks.champion import version_ref
 from tasks.code_version import CodeVersion
 from tasks.gate import GateReport, GateResult

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from deployments.environment import Environment
 from flows.server import OwnServer
 from platforms.local import LocalPlatform
-from tasks import approvals, register
+from tasks import approvals, approver_keys, register
 from tasks.release_record import State
 from tests.release.conftest import ROOT
 
@@ -85,7 +85,7 @@ def test_a_suspended_release_is_resumed_by_a_signed_form_though_its_process_is_g
         name="releases", url=webhook, json_data={"subject": "{{subject}}", "body": "{{body}}"}
     ).save("releases")
     key_file = tmp_path / "olga.pem"
-    public = approvals.new_key(key_file, None)
+    public = approver_keys.new_key(key_file, None)
     document = yaml.safe_load(line.environment_file.read_text())
     document |= {
         "approvals": ["owner"],
@@ -125,7 +125,7 @@ def test_a_suspended_release_is_resumed_by_a_signed_form_though_its_process_is_g
                 ticket="CHG-1",
                 now=line.releases.newest().begun,
             ),
-            approvals.load_key(key_file, None),
+            approver_keys.load_key(key_file, None),
         )
         form = {"decision": "approve", "approver": "olga", "ticket": "CHG-1", "signature": signed.to_token()}
         resumed = asked("POST", f"{server}/flow_runs/{run}/resume", run_input=form)
@@ -149,7 +149,7 @@ def test_a_suspended_release_is_resumed_by_a_signed_form_though_its_process_is_g
         server
     )
     kinds = {artifact["key"] for artifact in asked("POST", f"{server}/artifacts/filter")}
-    assert "release-small" in kinds
+    assert "small-release" in kinds
 
 
 def events(server, seconds=20):

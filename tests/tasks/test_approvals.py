@@ -25,18 +25,15 @@ from tasks.approvals import (
     REFUSED,
     Approval,
     ApprovalRefusedError,
-    PassphraseNeededError,
     SignedApproval,
     approver_with,
     check,
     draft,
-    load_key,
-    new_key,
-    public_key_of,
     sign,
     standing,
     submit,
 )
+from tasks.approver_keys import PassphraseNeededError, load_key, new_key, public_key_of
 from tasks.cargo import RECEIVED
 from tasks.champion import ChampionRef, version_ref
 from tasks.code_version import CodeVersion
