@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 
 from deployments.declared import Declared
 from deployments.errors import ContenderError
 from flows.approval_form import ask_for_approval, may_suspend
+from flows.ended_outside import ended_where_cancelled
 from flows.notify import Notifier
 from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import about, prepare, run_name
@@ -85,7 +87,8 @@ def leave() -> None:
 def release(model: ModelName, env: EnvironmentName = "dev", version: str | None = None) -> ReleaseOutcome:
     """Take a challenger through its plan: approvals, shadow, canary steps, promotion or rollback.
 
-    Run again after a crash it carries on; a promotion that is still watched is looked at once more.
+    Run again after a crash it carries on; a promotion that is still watched is looked at once more. Cancelled, it ends
+    with the champion in place.
 
     Args:
         model: A model under deployments/models, or the path of a model.yaml.
@@ -104,6 +107,7 @@ def release(model: ModelName, env: EnvironmentName = "dev", version: str | None 
     watched = newest is not None and newest.state is State.PROMOTED and not newest.closed
     nothing_new = version is None and watched and not _has_challenger(platform, loaded.name)
     with (
+        ended_where_cancelled(platform, loaded),
         controlled(platform, loaded, version, old=nothing_new) as control,
         viewed_by(Notifier(store, control.release, platform.environment.notify)),
     ):
@@ -190,7 +194,7 @@ def _carried_on(control: Controller) -> str:
             _left.wait(control.pause_seconds(spent) if live else WAITING_SECONDS / 5)
     except LeftError:
         raise
-    except Exception:
+    except (Exception, TerminationSignal):
         control.abandon()
         raise
     return ""

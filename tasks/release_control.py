@@ -8,6 +8,7 @@ while nobody does, the lease in the endpoint's traffic puts the champion back.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from deployments.measures import TaskKind
 from deployments.spec import LoadedSpec
 from platforms.platform import Observations, Platform
 from tasks import approvals, register
+from tasks.background import in_background
 from tasks.champion import (
     ChampionMissing,
     ChampionRef,
@@ -42,6 +44,9 @@ __all__ = ["Controller", "ReleaseError", "begin", "controlled"]
 
 ASKED_SECONDS = 1.0
 """How often the registry and the approvals are asked; both are files or a server, and change slowly."""
+ANSWER_SECONDS = 2.0
+"""How long a look waits for their answer while a lease is to be renewed; a later look gets it, and nothing goes
+forward meanwhile."""
 LABELS_SECONDS = 2.0
 SETTLING_SECONDS = 1.0
 """What is asked so soon after shares changed counts for nobody: a worker's first answers are not its usual ones."""
@@ -232,6 +237,7 @@ class Controller:
     wish: Wish | None = None
     last: Observation | None = None
     _known: _Known = field(default_factory=_Known)
+    _question: Future[Any] | None = None
     _eyes: _Eyes | None = None
     _requests: Observations | None = None
     _lease_until: datetime | None = None
@@ -271,7 +277,7 @@ class Controller:
 
     def ask_again(self) -> None:
         """Ask registry and approvals at the next look, however lately that was done."""
-        self._known.asked = -math.inf
+        self._known.asked, self._question = -math.inf, None
 
     def pause_seconds(self, spent: float) -> float:
         """How long to wait after a look that took `spent` seconds.
@@ -311,7 +317,8 @@ class Controller:
     def abandon(self) -> None:
         """Give the champion all traffic, where it still can be done; what broke is for the next controller to mend."""
         release = self.release
-        if release.champion is not None and release.state in LIVE:
+        reached = {release.state, release.intent.state if release.intent else None}
+        if release.champion is not None and reached & LIVE:
             with suppress(Exception):
                 self._serve(all_to(release.champion, self._workload()), wait=False)
 
@@ -370,16 +377,23 @@ class Controller:
     def _ask(self) -> None:
         """Ask the registry and the approvals, every now and then; a promotion itself asks them once more."""
         known = self._known
-        if time.monotonic() - known.asked < ASKED_SECONDS:
-            return
-        known.asked = time.monotonic()
+        if self._question is None:
+            if time.monotonic() - known.asked < ASKED_SECONDS:
+                return
+            known.asked = time.monotonic()
+            self._question = in_background(lambda: (self._stands(), self._standing_approvals()))
         try:
-            known.champion_stands, known.changed = self._stands()
-            found = self._standing_approvals()
+            # A client that tries again and again for a server that is gone must not cost the lease.
+            most = min(ANSWER_SECONDS, self.release.plan.lease_seconds / 4)
+            leased = self.release.state in LIVE
+            (known.champion_stands, known.changed), found = self._question.result(most if leased else None)
         except Exception as error:  # noqa: BLE001 - whatever cannot be asked, nothing goes forward meanwhile
-            said = str(error).strip().splitlines() or [type(error).__name__]
+            silent = not self._question.done()
+            said = ["no answer yet"] if silent else str(error).strip().splitlines() or [type(error).__name__]
             known.champion_stands, known.unavailable = None, f"registry or ledger cannot be asked: {said[0]}"
+            self._question = self._question if silent else None
             return
+        self._question = None
         known.unavailable = ""
         if found is None:
             known.approvals = Verdict.PASS

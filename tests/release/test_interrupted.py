@@ -5,6 +5,7 @@ would be observed of traffic is given. What real traffic does is in test_release
 """
 
 import multiprocessing
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -185,6 +186,29 @@ def test_a_registry_that_does_not_answer_promotes_nothing(served, observed, monk
     assert seen.champion_stands is None
     assert "no route to host" in seen.unavailable
     assert served.aliases["champion"] == "1"
+
+
+def test_a_registry_that_keeps_silent_is_not_waited_for_while_there_is_a_lease(served, observed, monkeypatch):
+    speaks = threading.Event()
+    asked = release_control.standing_champion
+
+    def silent(*given):
+        speaks.wait(60)
+        return asked(*given)
+
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.CANARY:
+            control.step()
+        monkeypatch.undo()
+        monkeypatch.setattr(release_control, "standing_champion", silent)
+        control.ask_again()
+        first = control.observe()
+        speaks.set()
+        second = control.observe()
+
+    assert (first.champion_stands, second.champion_stands) == (None, True)
+    assert "no answer yet" in first.unavailable
+    assert "registry" not in second.unavailable
 
 
 def test_a_full_disk_promotes_nothing(served, observed, monkeypatch):
