@@ -52,7 +52,8 @@ _FLOWS = (
         "transfer", lambda _, env: env.takes_from is not None, lambda env: {"from_env": env.takes_from}
     ),
     _Deployed("promote", lambda loaded, env: _everywhere(loaded, env) and not env.approvals),
-    _Deployed("release", _everywhere, alone="CANCEL_NEW"),
+    # Queued: Prefect holds a killed run's place for up to five minutes, and the next must not be lost to that.
+    _Deployed("release", _everywhere),
     _Deployed("rollback", _everywhere, lambda _: {"reason": ""}, alone=None),
     _Deployed("score", _everywhere, alone=None),
     _Deployed("features", lambda loaded, env: _everywhere(loaded, env) and loaded.sql is not None),
@@ -67,6 +68,13 @@ _FLOWS = (
 )
 
 
+_FLEETS: tuple[tuple[str, Callable[[Environment], bool]], ...] = (
+    ("monitor", lambda env: env.name != _DEMO),
+    ("retrain", lambda env: env.name != _DEMO and env.takes_from is None),
+)
+"""What may be done to all models of an environment in one run, and where; by the clock each model has its own runs."""
+
+
 def prefect_yaml() -> str:
     """The whole file, for the models and environments that are here; the same for the same specs.
 
@@ -79,6 +87,12 @@ def prefect_yaml() -> str:
         for model in shipped_models()
         for environment in environments
         for one in _deployments(load_spec(model), environment)
+    ]
+    deployments += [
+        _fleet(work, environment)
+        for environment in environments
+        for work, where in _FLEETS
+        if where(environment)
     ]
     document = {"name": "contender", "deployments": deployments}
     return _HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=110)
@@ -110,6 +124,24 @@ def _deployments(loaded: LoadedSpec, environment: Environment) -> Iterator[dict[
             yield _deployment(deployed, loaded, environment)
 
 
+def _fleet(work: str, environment: Environment) -> dict[str, Any]:
+    """All models of an environment: one more run of the same work waits."""
+    return {
+        "name": f"{work}-{environment.name}",
+        "entrypoint": "flows/fleet.py:fleet",
+        "description": _description("fleet"),
+        "tags": ["contender", "fleet", environment.name],
+        "parameters": {"env": environment.name, "work": work},
+        "work_pool": _pool(environment),
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+    }
+
+
+def _pool(environment: Environment) -> dict[str, Any]:
+    variables = environment.work_pool.job_variables
+    return {"name": environment.pool, **({"job_variables": variables} if variables else {})}
+
+
 def _deployment(deployed: _Deployed, loaded: LoadedSpec, environment: Environment) -> dict[str, Any]:
     model, env = loaded.name, environment.name
     made: dict[str, Any] = {
@@ -124,9 +156,7 @@ def _deployment(deployed: _Deployed, loaded: LoadedSpec, environment: Environmen
         made["schedules"] = [{**schedule.model_dump(), "active": environment.schedules_active}]
     if deployed.flow == "retrain":
         made["triggers"] = [_trigger(loaded, environment, kind) for kind in loaded.spec.retrain.on]
-    made["work_pool"] = {"name": environment.pool}
-    if environment.work_pool.job_variables:
-        made["work_pool"]["job_variables"] = environment.work_pool.job_variables
+    made["work_pool"] = _pool(environment)
     if deployed.alone is not None:
         made["concurrency_limit"] = {"limit": 1, "collision_strategy": deployed.alone}
     return made
