@@ -44,8 +44,12 @@ class Deployed:
     workers: int = 0
 
     def ask(self, method, path, **body):
-        """What the server answers; anything but success fails the test."""
-        answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=60)
+        """What the server answers, asked again while it says that it is busy; anything but success fails the test."""
+        for _ in range(5):
+            answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
         assert answer.is_success, f"{method} {path}: {answer.text}"
         return answer.json() if answer.content else None
 
@@ -75,7 +79,7 @@ class Deployed:
     def state(self, run):
         return self.ask("GET", f"flow_runs/{run}")["state"]
 
-    def wait_for(self, run, *names, seconds=120):
+    def wait_for(self, run, *names, seconds=400):
         """The state of a run once it is one of these names; any end where none is named."""
 
         def there():
