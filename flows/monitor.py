@@ -1,6 +1,6 @@
 """Monitor: what the champion met in one window of live traffic, how well it did, and who must know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from prefect import flow, task
@@ -12,9 +12,11 @@ from flows.prepare import about, prepare, run_name
 from platforms.platform import Platform
 from tasks import monitor as parts
 from tasks.metering import metered
+from tasks.mlflow_pages import run_links
 from tasks.monitor_window import Watched, watch, window_of
 from tasks.monitoring_record import MetricRow, MonitorOutcome, Window
 from tasks.progress import stage
+from tasks.publish import artifact_key, links_markdown
 from tasks.steps import STEP
 
 __all__ = ["monitor"]
@@ -115,22 +117,22 @@ def monitor(
         ]
         outcome = keep(loaded, platform, watched, rows)
     about(outcome.version)
-    _publish(outcome, rows)
+    _publish(outcome, rows, run_links(platform, watched.ref.run_id, {}))
     for alert in outcome.alerts:
         emit(platform, alert, outcome)
     return outcome
 
 
-def _publish(outcome: MonitorOutcome, rows: Sequence[MetricRow]) -> None:
+def _publish(outcome: MonitorOutcome, rows: Sequence[MetricRow], links: Mapping[str, str]) -> None:
     """The window in the Prefect UI: what it came to, and every row that was judged."""
     from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
     from tasks.monitoring_report import monitoring_markdown
 
-    key = f"{outcome.name}-monitoring".lower().replace("_", "-")
+    key = artifact_key(outcome.name, "monitoring")
     create_markdown_artifact(
         key=key,
-        markdown=monitoring_markdown(outcome),
+        markdown=f"{monitoring_markdown(outcome)}\n{links_markdown(links)}\n",
         description=f"{outcome.name} version {outcome.version}",
     )
     judged = [

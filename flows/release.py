@@ -16,9 +16,11 @@ from flows.ended_outside import ended_where_cancelled
 from flows.notify import Notifier
 from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import about, prepare, run_name
+from flows.release_artifacts import shown_live
 from platforms.platform import Platform
 from tasks.decide import Action, Close, Wait, stages
 from tasks.metering import metering
+from tasks.publish import artifact_key, links_markdown
 from tasks.release_control import Controller, ReleaseError, controlled
 from tasks.release_record import Look, Release, ReleaseStore, State
 from tasks.verdict import Verdict
@@ -110,6 +112,8 @@ def release(model: ModelName, env: EnvironmentName = "dev", version: str | None 
         ended_where_cancelled(platform, loaded),
         controlled(platform, loaded, version, old=nothing_new) as control,
         viewed_by(Notifier(store, control.release, platform.environment.notify)),
+        shown_live(control.release) as artifacts,
+        viewed_by(artifacts),
     ):
         if nothing_new:
             task(name="watch labels", task_run_name="watch labels", cache_policy=NO_CACHE)(_look_once)(
@@ -225,15 +229,20 @@ def _concluded(platform: Platform, control: Controller) -> ReleaseOutcome:
     """The report, the completed evidence, and what came of it; what cannot be written is said, and hides nothing."""
     from prefect.artifacts import create_markdown_artifact
 
+    from tasks.mlflow_pages import run_links
     from tasks.release_end import write_end
     from tasks.release_report import release_artifacts
 
     release = control.release
     written = write_end(platform, release)
     looks = list(ReleaseStore(platform, release.model).looks(release.id))
+    links = {"Release report": written.report} if written.report else {}
+    links |= run_links(
+        platform, release.challenger.run_id, {"Release report": f"releases/{release.id}/report.html"}
+    )
     create_markdown_artifact(
-        key=f"release-{release.endpoint.lower().replace('_', '-')}",
-        markdown=release_artifacts(release, looks),
+        key=artifact_key(release.endpoint, "release"),
+        markdown=f"{release_artifacts(release, looks)}\n{links_markdown(links)}\n",
         description=f"{release.challenger.name} version {release.challenger.version}: {release.state}",
     )
     return ReleaseOutcome(

@@ -89,5 +89,5 @@ def score(
     else:
         outcome = score_current(loaded, platform, as_of, Path(output) if output else None)
     about(outcome.version)
-    publish_links(loaded.name, {"scores": outcome.output})
+    publish_links(platform.registered_model(loaded.name), {"scores": outcome.output})
     return outcome

@@ -1,7 +1,10 @@
-"""Artifacts in the Prefect UI; outside a Prefect run there is nowhere to show them, and nothing happens."""
+"""Artifacts in the Prefect UI; outside a Prefect run there is nowhere to show them, and nothing happens.
 
-from collections.abc import Sequence
-from pathlib import Path
+Their keys begin with the registered name, which no two environments share.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.evaluate import Evaluation
@@ -17,7 +20,7 @@ def in_a_run() -> bool:
     return FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
 
-def publish_contract(model: str, results: Sequence[TableResult]) -> None:
+def publish_contract(name: str, results: Sequence[TableResult]) -> None:
     """One row a check; failing ones first."""
     rows = [
         {
@@ -33,10 +36,10 @@ def publish_contract(model: str, results: Sequence[TableResult]) -> None:
         for result in results
         for check in sorted(result.checks, key=lambda check: check.verdict.value)
     ]
-    _table(f"{model}-contract", rows, "What the data contract found.")
+    _table(artifact_key(name, "contract"), rows, "What the data contract found.")
 
 
-def publish_leaderboard(model: str, leaderboard: Leaderboard) -> None:
+def publish_leaderboard(name: str, leaderboard: Leaderboard) -> None:
     """One row a candidate, best first."""
     rows: list[dict[str, Any]] = [
         {
@@ -50,10 +53,10 @@ def publish_leaderboard(model: str, leaderboard: Leaderboard) -> None:
         }
         for place, item in enumerate(leaderboard.candidates, 1)
     ]
-    _table(f"{model}-leaderboard", rows, "Candidates by their score on the validation part.")
+    _table(artifact_key(name, "leaderboard"), rows, "Candidates by their score on the validation part.")
 
 
-def publish_metrics(model: str, evaluation: Evaluation) -> None:
+def publish_metrics(name: str, evaluation: Evaluation) -> None:
     """One row a holdout metric, with its interval."""
     rows = [
         {
@@ -65,10 +68,10 @@ def publish_metrics(model: str, evaluation: Evaluation) -> None:
         }
         for name, found in evaluation.metrics.items()
     ]
-    _table(f"{model}-metrics", rows, f"On {evaluation.rows:,} holdout rows.")
+    _table(artifact_key(name, "metrics"), rows, f"On {evaluation.rows:,} holdout rows.")
 
 
-def publish_gates(model: str, report: GateReport) -> None:
+def publish_gates(name: str, report: GateReport) -> None:
     """One row a gate."""
     rows = [
         {
@@ -80,20 +83,31 @@ def publish_gates(model: str, report: GateReport) -> None:
         }
         for result in report.results
     ]
-    _table(f"{model}-gates", rows, f"Overall: **{report.verdict}**.")
+    _table(artifact_key(name, "gates"), rows, f"Overall: **{report.verdict}**.")
 
 
-def publish_links(model: str, links: dict[str, str]) -> None:
+def publish_links(name: str, links: Mapping[str, str]) -> None:
     """Where to read on."""
     if not in_a_run():
         return
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+    from prefect.artifacts import create_markdown_artifact
 
-    text = "\n".join(f"- **{name}**: `{where}`" for name, where in links.items())
-    create_markdown_artifact(text, key=_key(f"{model}-links"), description="Where to read on.")
-    report = links.get("training report")
-    if report:
-        create_link_artifact(Path(report).as_uri(), link_text="training report", key=_key(f"{model}-report"))
+    create_markdown_artifact(
+        links_markdown(links), key=artifact_key(name, "links"), description="Where to read on."
+    )
+
+
+def links_markdown(links: Mapping[str, str]) -> str:
+    """A list of addresses to click, and of places on a disk as text: no browser goes there from a page of a server."""
+    return "\n".join(
+        f"- [{what}]({where})" if where.startswith(("http://", "https://")) else f"- **{what}**: `{where}`"
+        for what, where in links.items()
+    )
+
+
+def artifact_key(name: str, what: str) -> str:
+    """The key of an artifact about a registered model; Prefect takes lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{name}-{what}".lower()).strip("-")
 
 
 def _table(key: str, rows: list[dict[str, Any]], description: str) -> None:
@@ -101,11 +115,7 @@ def _table(key: str, rows: list[dict[str, Any]], description: str) -> None:
         return
     from prefect.artifacts import create_table_artifact
 
-    create_table_artifact(table=rows, key=_key(key), description=description)
-
-
-def _key(name: str) -> str:
-    return name.lower().replace("_", "-")
+    create_table_artifact(table=rows, key=key, description=description)
 
 
 def _number(value: float | None) -> str:

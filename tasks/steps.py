@@ -25,6 +25,7 @@ from tasks.features import build_training_features
 from tasks.gate import GateReport, judge
 from tasks.ingest import ingest_table
 from tasks.metering import metered
+from tasks.mlflow_pages import run_links
 from tasks.outcome import TrainOutcome
 from tasks.register import (
     INTEGRATION,
@@ -128,7 +129,7 @@ def winner(
 ) -> tuple[Leaderboard, TrainedModel]:
     """The leaderboard, and its best refitted, saved and logged."""
     leaderboard = rank(loaded, list(results))
-    publish.publish_leaderboard(loaded.name, leaderboard)
+    publish.publish_leaderboard(platform.registered_model(loaded.name), leaderboard)
     return leaderboard, train_winner(loaded, platform, run, development, leaderboard)
 
 
@@ -146,7 +147,7 @@ def evaluate(
     evaluation = evaluate_challenger(
         loaded, platform, run, trained, parts.development, parts.holdout, standing
     )
-    publish.publish_metrics(loaded.name, evaluation)
+    publish.publish_metrics(platform.registered_model(loaded.name), evaluation)
     return evaluation
 
 
@@ -161,7 +162,7 @@ def gate(loaded: LoadedSpec, platform: Platform, run: TrainingRun, evaluation: E
     if report.verdict is not Verdict.PASS:
         record_refusal(loaded, platform, run, report)
     Tracking(platform).save_document(run.run_id, "gates", report)
-    publish.publish_gates(loaded.name, report)
+    publish.publish_gates(platform.registered_model(loaded.name), report)
     return report
 
 
@@ -182,7 +183,7 @@ def register(
     if report.results[-1].gate != INTEGRATION:
         report = report.plus(integration_gate(platform, version, trained))
         Tracking(platform).save_document(run.run_id, "gates", report)
-    publish.publish_gates(loaded.name, report)
+    publish.publish_gates(platform.registered_model(loaded.name), report)
     return settle(loaded, platform, run, version, report), report
 
 
@@ -190,7 +191,7 @@ def register(
 @metered(rows=False)
 def contract(loaded: LoadedSpec, platform: Platform, results: Sequence[TableResult]) -> str:
     """All tables' findings as an artifact and a page; stops where one is broken."""
-    publish.publish_contract(loaded.name, results)
+    publish.publish_contract(platform.registered_model(loaded.name), results)
     return check_contract(loaded, platform, results)
 
 
@@ -223,5 +224,11 @@ def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: An
         "contract report": outcome.reports.contract,
         "MLflow run": f"{run.run_id} at {without_credentials(platform.mlflow.tracking_uri)}",
     }
-    publish.publish_links(loaded.name, links)
+    shown = {
+        "training report": "report.html",
+        "contract report": "contract.html",
+        "model card": "model_card.md",
+    }
+    links |= run_links(platform, run.run_id, shown)
+    publish.publish_links(platform.registered_model(loaded.name), links)
     return outcome

@@ -135,9 +135,9 @@ def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_runni
     artifacts = asked("POST", f"{address}/artifacts/filter", limit=100)
     kept = {item["key"]: item for item in artifacts if item["key"]}
     assert {
-        f"binary-model-{name}" for name in ("contract", "leaderboard", "metrics", "gates", "links")
+        f"dev-binary-model-{name}" for name in ("contract", "leaderboard", "metrics", "gates", "links")
     } <= set(kept)
-    gates = json.loads(kept["binary-model-gates"]["data"])
+    gates = json.loads(kept["dev-binary-model-gates"]["data"])
     assert {row["verdict"] for row in gates} == {"pass"}
     assert_kept(server)
 
