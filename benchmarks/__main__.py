@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("validation", "ingest", "orchestration", "serving", "release", "monitoring", "drift")
+BENCHMARKS = ("validation", "ingest", "orchestration", "serving", "release", "monitoring", "drift", "fleet")
 
 
 def main() -> int:
