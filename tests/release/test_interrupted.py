@@ -9,7 +9,9 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
+from prefect.exceptions import TerminationSignal
 
+from flows.release import _carried_on
 from platforms.data_plane import LocalDataPlane
 from platforms.lock import BusyError
 from tasks import register, release_control
@@ -225,6 +227,24 @@ def test_a_full_disk_promotes_nothing(served, observed, monkeypatch):
 
     assert served.aliases["champion"] == "1"
     assert served.shares == {"v1": 100}
+
+
+def test_a_process_that_is_told_to_end_gives_the_champion_all_traffic_at_once(served, observed, monkeypatch):
+    def told(_):
+        raise TerminationSignal(15)
+
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.CANARY:
+            control.step()
+        assert served.shares == {"v1": 70, "v2": 30}
+        with monkeypatch.context() as patched:
+            patched.setattr(Controller, "step", told)
+            with pytest.raises(TerminationSignal):
+                _carried_on(control)
+
+    assert served.shares == {"v1": 100}
+    assert served.releases.newest().state is State.CANARY
+    assert carry_on(served).state is State.PROMOTED
 
 
 def test_a_wish_to_go_back_is_heard_before_traffic_is_given_again(served, observed):
