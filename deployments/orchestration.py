@@ -27,3 +27,8 @@ class WorkPool(Declared):
     )
     kind: Literal["process", "docker", "kubernetes"] = "process"
     job_variables: dict[str, Any] = Field({}, description="What a run's infrastructure is to be told.")
+    directory: str = Field(
+        "/opt/contender",
+        pattern="^/",
+        description="Of docker and kubernetes: the folder of this project within the image.",
+    )

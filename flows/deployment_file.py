@@ -132,6 +132,7 @@ def _fleet(work: str, environment: Environment) -> dict[str, Any]:
         "description": _description("fleet"),
         "tags": ["contender", "fleet", environment.name],
         "parameters": {"env": environment.name, "work": work},
+        **_pull(environment),
         "work_pool": _pool(environment),
         "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
     }
@@ -140,6 +141,14 @@ def _fleet(work: str, environment: Environment) -> dict[str, Any]:
 def _pool(environment: Environment) -> dict[str, Any]:
     variables = environment.work_pool.job_variables
     return {"name": environment.pool, **({"job_variables": variables} if variables else {})}
+
+
+def _pull(environment: Environment) -> dict[str, Any]:
+    """Where a run finds the project: by default in this machine's own folder, which an image does not have."""
+    if environment.work_pool.kind == "process":
+        return {}
+    step = "prefect.deployments.steps.set_working_directory"
+    return {"pull": [{step: {"directory": environment.work_pool.directory}}]}
 
 
 def _deployment(deployed: _Deployed, loaded: LoadedSpec, environment: Environment) -> dict[str, Any]:
@@ -156,6 +165,7 @@ def _deployment(deployed: _Deployed, loaded: LoadedSpec, environment: Environmen
         made["schedules"] = [{**schedule.model_dump(), "active": environment.schedules_active}]
     if deployed.flow == "retrain":
         made["triggers"] = [_trigger(loaded, environment, kind) for kind in loaded.spec.retrain.on]
+    made |= _pull(environment)
     made["work_pool"] = _pool(environment)
     if deployed.alone is not None:
         made["concurrency_limit"] = {"limit": 1, "collision_strategy": deployed.alone}

@@ -1,5 +1,8 @@
 """Work pools: where deployed flows run, one for each environment, made once on a Prefect server."""
 
+import os
+from collections.abc import Mapping
+from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 
@@ -8,12 +11,13 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from deployments.environment import Environment, known_environments, load_environment
+from deployments.environment import Environment, home, known_environments, load_environment
 from deployments.errors import BadInputError
 
-__all__ = ["make_work_pools"]
+__all__ = ["make_work_pools", "with_defaults"]
 
 _WORKERS = {"docker": "prefect_docker", "kubernetes": "prefect_kubernetes"}
+_IMAGE = "contender:latest"
 
 
 def make_work_pools(*names: str) -> list[tuple[str, str, bool]]:
@@ -59,11 +63,38 @@ def _template(environment: Environment) -> dict[str, Any]:
     if package is not None and find_spec(package) is None:
         raise BadInputError(
             f"environment {environment.name!r} asks for a work pool of kind {kind}, which needs the package "
-            f"{package.replace('_', '-')}"
+            f"{package.replace('_', '-')}; install it with: pip install 'contender[{kind}]'"
         )
     from prefect.workers.base import BaseWorker
 
     worker = BaseWorker.get_worker_class_from_type(kind)
     if worker is None:
         raise BadInputError(f"Prefect knows no worker of kind {kind}")
-    return worker.get_default_base_job_template()
+    return with_defaults(worker.get_default_base_job_template(), kind)
+
+
+def with_defaults(template: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A kind's job template with what a run of this line needs by default; an environment's job variables go before it.
+
+    Containers have the data home at the same path as this machine, since tables and models are recorded by absolute
+    paths, and run as the user who makes the pool, whose files they write. The network is left to the worker: on Linux
+    it is the host's where Prefect's server is local; MLflow and the endpoints of this machine are then reached, too.
+    """
+    folder = str(home())
+    wanted: dict[str, dict[str, Any]] = {
+        "docker": {
+            "image": _IMAGE,
+            "image_pull_policy": "IfNotPresent",
+            "env": {"CONTENDER_HOME": folder, "HOME": "/tmp"},  # noqa: S108 - a user that the image does not know
+            "volumes": [f"{folder}:{folder}"],
+            "auto_remove": True,
+            "container_create_kwargs": {"user": f"{os.getuid()}:{os.getgid()}"},
+        },
+        "kubernetes": {"image": _IMAGE, "image_pull_policy": "IfNotPresent"},
+    }
+    made: dict[str, Any] = deepcopy(dict(template))
+    variables = made.get("variables", {}).get("properties", {})
+    for name, value in wanted.get(kind, {}).items():
+        if name in variables:
+            variables[name]["default"] = value
+    return made
