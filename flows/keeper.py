@@ -274,11 +274,13 @@ class _Child:
 
 def main(arguments: Sequence[str]) -> int:
     """Keep a server and a worker until SIGTERM."""
+    from flows.prefect_ui import quieten, ui_settings
     from flows.server import furnish
     from flows.settings import settle
 
     home, port, pool, shown = Path(arguments[0]), int(arguments[1]), arguments[2], arguments[3]
     settle()
+    prefect_home = Path(os.environ["PREFECT_HOME"])
     file = Database(os.environ[DATABASE_VARIABLE], shown).file
     if file is not None:
         furnish(file)
@@ -297,7 +299,7 @@ def main(arguments: Sequence[str]) -> int:
         environment = {**os.environ, "PREFECT_API_URL": standing.url}
         server = _Child(
             [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            environment,
+            {**ui_settings(prefect_home), **environment},
             logs(home) / "server.log",
         )
         worker = _Child(
@@ -309,7 +311,9 @@ def main(arguments: Sequence[str]) -> int:
         try:
             while not ended.wait(0.5):
                 server.tend()
-                answered = answered or standing.healthy()
+                if not answered and standing.healthy():
+                    answered = True
+                    quieten(prefect_home)
                 if not answered and server.deaths >= _PATIENCE:
                     return 1
                 # The pool is made by whoever started us, once the server answers.
