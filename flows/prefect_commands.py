@@ -46,8 +46,10 @@ def prefect_up(
             check_database(chosen)
         standing = keeper.begin(home(), port, environment.pool, chosen)
     if last is not None and last.database not in {"", standing.database}:
-        console.show_error(
-            f"the server before this one kept its data in {last.database}; what it knows is still there"
+        console.out.print(
+            f"The server before this one kept its data in {last.database}; what it knows is still there.",
+            markup=False,
+            soft_wrap=True,
         )
     with console.waiting("making the work pool"):
         from flows.work_pools import make_work_pools

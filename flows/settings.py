@@ -6,12 +6,16 @@ import warnings
 from pathlib import Path
 
 from deployments.environment import home
+from deployments.errors import BadInputError
 
 
 def settle(verbose: bool = False) -> None:
     """Set what is not set yet; what the user's environment says stays.
 
     Prefect's database is kept in a folder of this project's own, since another version's cannot be read.
+
+    Raises:
+        BadInputError: that folder cannot be made.
     """
     chosen = {
         "DO_NOT_TRACK": "true",
@@ -26,7 +30,13 @@ def settle(verbose: bool = False) -> None:
     }
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    folder = Path(os.environ["PREFECT_HOME"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"{folder}: this folder cannot be made: {error.strerror}; CONTENDER_HOME names another for all data"
+        ) from None
     if not verbose:
         warnings.filterwarnings("ignore", module=r"(mlflow|sklearn|skops)\..*")
         for name in ("mlflow", "alembic", "prefect"):
