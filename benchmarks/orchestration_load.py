@@ -23,6 +23,8 @@ from typing import Any
 import httpx
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.postgresql import postgresql
 from benchmarks.report import write_table
@@ -54,6 +56,8 @@ class Loaded:
     """How many runs have how many completed task runs."""
     submitting: float
     seconds: float
+    refused: int
+    """How often a submission was answered "too busy, ask again", which Prefect's client does."""
 
 
 def run_all(
@@ -65,13 +69,19 @@ def run_all(
     for as well. What has not ended after `patience` seconds is counted in the state that it is stuck in.
     """
     found = httpx.get(f"{api}/deployments/name/{deployment}", timeout=60).raise_for_status().json()
+    refused = 0
+
+    def noted(answer: httpx.Response) -> None:
+        nonlocal refused
+        refused += answer.status_code in {429, 503}
+
     begun = time.perf_counter()
 
     def submit(given: dict[str, Any]) -> str:
-        body = {"parameters": given, "state": {"type": "SCHEDULED"}, "enforce_parameter_schema": False}
-        made = httpx.post(f"{api}/deployments/{found['id']}/create_flow_run", json=body, timeout=120)
-        identifier: str = made.raise_for_status().json()["id"]
-        return identifier
+        # Prefect's own client, as everybody uses it: it asks again where the database was too busy (503).
+        hooks = {"timeout": 120, "event_hooks": {"response": [noted]}}
+        with temporary_settings({PREFECT_API_URL: api}), get_client(hooks, sync_client=True) as client:
+            return str(client.create_flow_run_from_deployment(found["id"], parameters=given).id)
 
     with ThreadPoolExecutor(len(parameters)) as pool:
         wanted = list(pool.map(submit, parameters))
@@ -88,7 +98,9 @@ def run_all(
         if all(completed[run] >= tasks for run in wanted) or time.monotonic() > deadline:
             break
         time.sleep(1.0)
-    return Loaded(Counter(states.values()), Counter(completed[run] for run in wanted), submitting, seconds)
+    return Loaded(
+        Counter(states.values()), Counter(completed[run] for run in wanted), submitting, seconds, refused
+    )
 
 
 def _states(api: str, runs: list[str]) -> dict[str, str]:
@@ -115,6 +127,7 @@ def deploy(api: str, folder: Path, pool: str, entrypoint: str, name: str) -> Non
     file = folder / f"{name}.yaml"
     file.write_text(
         f"name: load\ndeployments:\n- name: {name}\n  entrypoint: {entrypoint}\n  work_pool: {{name: {pool}}}\n"
+        "  enforce_parameter_schema: false\n"
     )
     command = [
         sys.executable,
@@ -142,18 +155,18 @@ def main() -> None:
     """Measure and write benchmarks/results/orchestration-load.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--flow", action="append", choices=["score", "burst"], help="Both by default.")
     parser.add_argument("--database", action="append", choices=["sqlite", "postgresql"])
     parser.add_argument(
         "--patience", type=float, default=1800, help="Seconds after which a run counts as stuck."
     )
     given = parser.parse_args()
+    flows = given.flow or ["score", "burst"]
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
-        from benchmarks.served import make_bench
-
-        bench = make_bench(Path(folder))
-        for name in given.database or ["sqlite", "postgresql"]:
-            rows += _measured(name, Path(folder), bench, given.runs, given.patience)
+        jobs = {name: _jobs(name, Path(folder), given.runs) for name in flows}
+        for database in given.database or ["sqlite", "postgresql"]:
+            rows += _measured(database, Path(folder), jobs, given.patience)
     write_table(
         "orchestration-load",
         f"{given.runs} deployed runs submitted at once, on a server with SQLite and on one with PostgreSQL",
@@ -163,6 +176,7 @@ def main() -> None:
             "flow",
             "server's first answer, s",
             "submitted in, s",
+            "answered: too busy, ask again",
             "all ended after, s",
             "states",
             "task runs each",
@@ -173,38 +187,57 @@ def main() -> None:
     )
 
 
-def _measured(name: str, folder: Path, bench: Any, runs: int, patience: float) -> list[list[str]]:
+@dataclass(frozen=True)
+class _Jobs:
+    """Runs of one flow: its entrypoint, parameters of each run, and the task runs that each must have."""
+
+    entrypoint: str
+    parameters: list[dict[str, Any]]
+    tasks: int
+
+
+def _jobs(name: str, folder: Path, runs: int) -> _Jobs:
+    if name == "burst":
+        return _Jobs("benchmarks/orchestration_load.py:burst", [{"tasks": BURST_TASKS}] * runs, BURST_TASKS)
+    from benchmarks.served import make_bench
+
+    bench = make_bench(folder)
+    common = {"model": str(bench.spec), "env": str(bench.env), "input": str(folder / "rows.parquet")}
+    given = [{**common, "output": str(folder / "{database}" / f"{place}.parquet")} for place in range(runs)]
+    return _Jobs("flows/score.py:score", given, 1)
+
+
+def _measured(database: str, folder: Path, jobs: dict[str, _Jobs], patience: float) -> list[list[str]]:
     os.environ["CONTENDER_HOME"] = str(folder / "home")
-    home, pool = folder / name, "contender-bench"
+    home, pool = folder / database, "contender-bench"
+    rows = []
     with ExitStack() as stack:
-        address = (
-            stack.enter_context(postgresql()).address
-            if name == "postgresql"
-            else f"sqlite:///{home / 'prefect.db'}"
-        )
+        own_file = f"sqlite:///{home / 'prefect' / 'prefect.db'}"
+        address = stack.enter_context(postgresql()).address if database == "postgresql" else own_file
         server = stack.enter_context(Kept(home, pool, address))
-        deploy(server.api, folder, pool, "flows/score.py:score", "load-score")
-        deploy(server.api, folder, pool, "benchmarks/orchestration_load.py:burst", "load-burst")
-        common = {"model": str(bench.spec), "env": str(bench.env), "input": str(folder / "rows.parquet")}
-        scores = [{**common, "output": str(folder / f"{name}-{place}.parquet")} for place in range(runs)]
-        bursts = [{"tasks": BURST_TASKS}] * runs
-        rows = []
-        for what, parameters, tasks in (("score", scores, 1), ("burst", bursts, BURST_TASKS)):
+        for name, job in jobs.items():
+            deploy(server.api, folder, pool, job.entrypoint, f"load-{name}")
             before = complaints(server.log)
-            found = run_all(server.api, f"{what}/load-{what}", parameters, tasks, patience)
+            parameters = [
+                {
+                    key: value.replace("{database}", database) if key == "output" else value
+                    for key, value in one.items()
+                }
+                for one in job.parameters
+            ]
+            found = run_all(server.api, f"{name}/load-{name}", parameters, job.tasks, patience)
+            said = complaints(server.log) - before
             rows.append(
                 [
+                    database,
                     name,
-                    what,
                     f"{server.seconds:.1f}",
                     f"{found.submitting:.2f}",
+                    str(found.refused),
                     f"{found.seconds:.0f}",
                     ", ".join(f"{count} {state}" for state, count in found.states.items()),
                     ", ".join(f"{number} in {count} runs" for number, count in found.tasks.items()),
-                    ", ".join(
-                        f"{count} x {text}" for text, count in (complaints(server.log) - before).items()
-                    )
-                    or "none",
+                    ", ".join(f"{count} x {text}" for text, count in said.items()) or "none",
                 ]
             )
             print(rows[-1], flush=True)
