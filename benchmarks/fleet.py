@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--drifted", type=int, default=10)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--runner", choices=KINDS, help="Only on this task runner.")
     parser.add_argument(
         "--keep", type=Path, help="Make the models in this folder, and take those that are there."
     )

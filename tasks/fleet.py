@@ -103,6 +103,10 @@ class FleetError(ContenderError):
         self.outcome = outcome
         self.exit_code = 1 if outcome.of("failed") else _REFUSED
 
+    def __repr__(self) -> str:
+        # Logs show it: a hundred rows would be a page.
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __str__(self) -> str:
         said = [f"{state}: {_named(rows)}" for state in _STATES[:2] if (rows := self.outcome.of(state))]
         models = f"{len(self.outcome.rows)} models in {self.outcome.environment}"
