@@ -18,9 +18,14 @@ from tasks.champion import standing_champion
 
 
 def shown_name(model: str) -> str:
-    """What a model is called before its spec is read: its name, or the folder of its model.yaml."""
+    """What a model calls itself; where its model.yaml cannot be read, which its run will say, the folder of that."""
     path = Path(model)
-    return path.parent.name if path.suffix in {".yaml", ".yml"} else path.name
+    if path.suffix not in {".yaml", ".yml"}:
+        return path.name
+    try:
+        return load_spec(model).name
+    except BadInputError:
+        return path.parent.name
 
 
 def run_name(flow: str) -> Callable[[], str]:
