@@ -59,6 +59,8 @@ class View:
     def ask(self, leave: Callable[[], None]) -> None:
         """What to do now, of a person at the terminal; the release goes on, and its lease is renewed, meanwhile."""
         with self._lock:
+            if self._asking:
+                return
             control, self._asking = self._control, True
             if self._live is not None:
                 self._live.stop()
@@ -66,10 +68,17 @@ class View:
         console.err.print(f"\nThe release goes on until you choose:\n{choices}", markup=False)
         chosen = ""
         while chosen not in _CHOICES:
-            chosen = input("> ").strip().lower()[:1]
+            try:
+                chosen = input("> ").strip().lower()[:1]
+            except EOFError:
+                # The terminal is gone, and with it whoever could answer.
+                chosen = "l"
         wish = _CHOICES[chosen][0]
         if wish == "leave" or control is None:
             leave()
+        elif wish == "resume" and not control.release.held:
+            # It goes on anyhow; as a wish it would lift the next hold, too.
+            control.wish = None
         elif wish in {"hold", "resume", "roll_back"}:
             control.wish = wish  # type: ignore[assignment]
         with self._lock:

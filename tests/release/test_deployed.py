@@ -142,19 +142,17 @@ def filled_in(line, key, decision, ticket):
     return {**said, "signature": signature}
 
 
-def test_a_rejected_form_changes_nothing_and_an_approved_one_promotes_though_the_worker_was_killed(
-    line, deployed, tmp_path
-):
+def test_a_rejected_form_ends_the_release_and_changes_nothing(line, deployed, tmp_path):
     key = strict(line, tmp_path)
     line.up()
-    deployment = deployed.deploy(line, "approved")
+    deployment = deployed.deploy(line, "rejected")
     deployed.start_worker()
 
     with line.traffic() as traffic:
-        refused = deployed.begin(deployment)
-        deployed.wait_for(refused, "Suspended")
-        assert deployed.answer(refused, **filled_in(line, key, "reject", "CHG-1"))["status"] == "ACCEPT"
-        ended = deployed.wait_for(refused)
+        run = deployed.begin(deployment)
+        deployed.wait_for(run, "Suspended")
+        assert deployed.answer(run, **filled_in(line, key, "reject", "CHG-1"))["status"] == "ACCEPT"
+        ended = deployed.wait_for(run)
     rejected = agree(line, State.REJECTED, "1")
 
     assert ended["type"] == "FAILED"
@@ -163,15 +161,22 @@ def test_a_rejected_form_changes_nothing_and_an_approved_one_promotes_though_the
     assert set(traffic.versions) == {"1"}
     assert traffic.failed == 0
 
+
+def test_an_approved_form_promotes_though_the_worker_that_asked_for_it_was_killed(line, deployed, tmp_path):
+    key = strict(line, tmp_path)
+    line.up()
+    deployment = deployed.deploy(line, "approved")
+    deployed.start_worker()
+
     with line.traffic() as traffic:
-        approved = deployed.begin(deployment, version="2")
-        deployed.wait_for(approved, "Suspended")
+        run = deployed.begin(deployment)
+        deployed.wait_for(run, "Suspended")
         deployed.kill_worker()
-        assert deployed.ask("POST", f"flow_runs/{approved}/resume")["status"] == "REJECT"
-        assert deployed.answer(approved, **filled_in(line, key, "approve", "CHG-2"))["status"] == "ACCEPT"
+        assert deployed.ask("POST", f"flow_runs/{run}/resume")["status"] == "REJECT"
+        assert deployed.answer(run, **filled_in(line, key, "approve", "CHG-2"))["status"] == "ACCEPT"
         assert line.releases.newest().state is State.PROPOSED
         deployed.start_worker()
-        ended = deployed.wait_for(approved)
+        ended = deployed.wait_for(run)
     promoted = agree(line, State.PROMOTED, "2")
 
     assert ended["type"] == "COMPLETED", deployed.said()
@@ -272,5 +277,6 @@ def test_a_release_gets_through_an_mlflow_that_fails_now_and_then_and_goes_away_
     assert line.shares == {"v2": 100}
     assert ended["type"] == "COMPLETED", deployed.said()
     promoted = agree(line, State.PROMOTED, "2")
-    assert promoted.attempt == 1
+    # The lease was renewed all the while: a step whose lease lapsed is begun anew.
+    assert [str(done.state) for done in promoted.history].count("canary") == 1
     assert traffic.failed == 0
