@@ -73,7 +73,7 @@ def deployed(tmp_path_factory):
         }
     made = Deployed(url, environment, logs)
     try:
-        wait_until(lambda: made.ask("GET", "health"), 180, "the server's start", made.said)
+        wait_until(lambda: made.ask("GET", "health"), 400, "the server's start", made.said)
         made.ask("POST", "work_pools/", name=POOL, type="process")
         made.start_worker()
         yield made
@@ -242,7 +242,7 @@ def weather(line, tmp_path):
         return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success
 
     try:
-        wait_until(ready, 120, "MLflow's start", (tmp_path / "mlflow.log").read_text)
+        wait_until(ready, 400, "MLflow's start", (tmp_path / "mlflow.log").read_text)
         yield proxy
     finally:
         proxy.stop()
