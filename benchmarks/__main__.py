@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("validation", "ingest", "orchestration", "serving", "release", "monitoring", "drift", "fleet")
+BENCHMARKS = (
+    "validation",
+    "ingest",
+    "orchestration",
+    "orchestration_cost",
+    "orchestration_load",
+    "serving",
+    "release",
+    "monitoring",
+    "drift",
+    "fleet",
+)
 
 
 def main() -> int:
