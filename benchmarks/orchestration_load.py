@@ -56,6 +56,8 @@ class Loaded:
     """How many runs have how many completed task runs."""
     submitting: float
     seconds: float
+    recorded: float
+    """Seconds until the task runs of all of them were in the database, or patience was at its end."""
     refused: int
     """How often a submission was answered "too busy, ask again", which Prefect's client does."""
 
@@ -92,14 +94,20 @@ def run_all(
         if (len(states) == len(wanted) and set(states.values()) <= ENDED) or seconds > patience:
             break
         time.sleep(1.0)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience
     while True:
         completed = _completed_tasks(api, wanted)
         if all(completed[run] >= tasks for run in wanted) or time.monotonic() > deadline:
             break
         time.sleep(1.0)
+    recorded = time.perf_counter() - begun
     return Loaded(
-        Counter(states.values()), Counter(completed[run] for run in wanted), submitting, seconds, refused
+        Counter(states.values()),
+        Counter(completed[run] for run in wanted),
+        submitting,
+        seconds,
+        recorded,
+        refused,
     )
 
 
@@ -178,6 +186,7 @@ def main() -> None:
             "submitted in, s",
             "answered: too busy, ask again",
             "all ended after, s",
+            "all task runs recorded after, s",
             "states",
             "task runs each",
             "complaints in the server's log",
@@ -235,6 +244,7 @@ def _measured(database: str, folder: Path, jobs: dict[str, _Jobs], patience: flo
                     f"{found.submitting:.2f}",
                     str(found.refused),
                     f"{found.seconds:.0f}",
+                    f"{found.recorded:.0f}",
                     ", ".join(f"{count} {state}" for state, count in found.states.items()),
                     ", ".join(f"{number} in {count} runs" for number, count in found.tasks.items()),
                     ", ".join(f"{count} x {text}" for text, count in said.items()) or "none",
