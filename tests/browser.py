@@ -69,15 +69,57 @@ class Browser:
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
+    def visit(self, url, *texts, width=1280, height=800, seconds=SECONDS):
+        """Show an address and wait until its page, which scripts may make, has the texts; what it then reads as."""
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.said.clear()
+        self.ask("Page.navigate", url=url)
+        return self.wait_for(*texts, seconds=seconds)
+
+    def wait_for(self, *texts, seconds=SECONDS):
+        """Wait until the page that is open has the texts; what it then reads as."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = self.value("document.body ? document.body.innerText : ''")
+            missing = [text for text in texts if text.lower() not in found.lower()]
+            if not missing:
+                return found
+            assert time.monotonic() < deadline, (missing, found)
+            time.sleep(0.2)
+
+    def click(self, selector, text=""):
+        """Click as a person would on the first element of a selector that has a text, once it is there."""
+        place = f"""(() => {{
+            const found = [...document.querySelectorAll({json.dumps(selector)})]
+                .find(one => one.innerText.includes({json.dumps(text)}) && one.getBoundingClientRect().width);
+            if (!found) return null;
+            found.scrollIntoView({{block: "center"}});
+            const box = found.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        }})()"""
+        deadline = time.monotonic() + SECONDS
+        while (point := self.value(place)) is None:
+            assert time.monotonic() < deadline, (selector, text, self.value("document.body.innerText"))
+            time.sleep(0.2)
+        where = {"x": point[0], "y": point[1], "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.ask("Input.dispatchMouseEvent", type=kind, **where)
+
     def value(self, expression):
         """What a JavaScript expression is; the page itself may forbid scripts."""
         found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def picture(self, path):
-        """The whole page as a PNG file."""
-        shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def picture(self, path, whole=True):
+        """The page, or what of it is in view, as a PNG file."""
+        shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 
