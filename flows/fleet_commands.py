@@ -3,14 +3,21 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deployments.errors import BadInputError
-from flows.options import EnvOption, JsonOption
+from flows.options import (
+    EnvOption,
+    JsonOption,
+    ReasonOption,
+    ReleaseOption,
+    SinceOption,
+    UntilOption,
+    WindowOption,
+)
 from flows.session import session
 
 if TYPE_CHECKING:
@@ -19,7 +26,6 @@ if TYPE_CHECKING:
 
 fleet_app = typer.Typer(help="Monitor or retrain many models in one run.", no_args_is_help=True)
 
-_MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"]
 _COLOURS = {"failed": "bold red", "refused": "red", "alerts": "yellow", "no champion": "dim", "done": "green"}
 
 ModelsOption = Annotated[
@@ -45,17 +51,9 @@ def fleet_monitor(
     under: UnderOption = None,
     env: EnvOption = "dev",
     at_once: AtOnceOption = None,
-    window: Annotated[
-        str | None, typer.Option("--window", help="Another length than the specs say: 7d, 12h or 30min.")
-    ] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option("--since", help="The window's first moment (UTC); it ends now.", formats=_MOMENTS),
-    ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option("--until", help="The first moment after the window (UTC).", formats=_MOMENTS),
-    ] = None,
+    window: WindowOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Retrain where an alert and the model's spec ask for it.")
     ] = False,
@@ -80,13 +78,8 @@ def fleet_retrain(
     under: UnderOption = None,
     env: EnvOption = "dev",
     at_once: AtOnceOption = None,
-    reason: Annotated[
-        str, typer.Option("--reason", help="Why; it stands in the ledger.")
-    ] = "asked for by hand",
-    release: Annotated[
-        bool,
-        typer.Option("--release/--no-release", help="Release what the gates propose, or only propose it."),
-    ] = True,
+    reason: ReasonOption = "asked for by hand",
+    release: ReleaseOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train each model anew, where its policy allows it. Exit code 1 where any failed, else 3 where any was refused."""

@@ -1,12 +1,11 @@
 """The command that looks at live traffic."""
 
 from contextlib import nullcontext
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.options import EnvOption, JsonOption, ModelOption
+from flows.options import EnvOption, JsonOption, ModelOption, SinceOption, UntilOption, WindowOption
 from flows.session import session
 
 if TYPE_CHECKING:
@@ -14,25 +13,14 @@ if TYPE_CHECKING:
 
 monitoring_app = typer.Typer()
 
-_MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"]
-
 
 @monitoring_app.command()
 def monitor(
     model: ModelOption = "churn",
     env: EnvOption = "dev",
-    window: Annotated[
-        str | None,
-        typer.Option("--window", help="Another length than the spec's: 7d, 12h or 30min."),
-    ] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option("--since", help="The window's first moment (UTC); it ends now.", formats=_MOMENTS),
-    ] = None,
-    until: Annotated[
-        datetime | None,
-        typer.Option("--until", help="The first moment after the window (UTC).", formats=_MOMENTS),
-    ] = None,
+    window: WindowOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     retrain: Annotated[
         bool,
         typer.Option("--retrain", help="Retrain in this process where an alert and the spec ask for it."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deployments.errors import BadInputError
-from flows.options import EnvOption, JsonOption, ModelOption
+from flows.options import MOMENTS, EnvOption, JsonOption, ModelOption, ReasonOption, ReleaseOption
 from flows.session import session
 
 if TYPE_CHECKING:
@@ -21,22 +21,15 @@ retrain_app = typer.Typer()
 drift_app = typer.Typer(help="Say which drift was to be expected.", no_args_is_help=True)
 retrain_app.add_typer(drift_app, name="drift")
 
-_MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
-
 
 @retrain_app.command()
 def retrain(
     model: ModelOption = "churn",
     env: EnvOption = "dev",
-    reason: Annotated[
-        str, typer.Option("--reason", help="Why; it stands in the ledger.")
-    ] = "asked for by hand",
-    release: Annotated[
-        bool,
-        typer.Option("--release/--no-release", help="Release what the gates propose, or only propose it."),
-    ] = True,
+    reason: ReasonOption = "asked for by hand",
+    release: ReleaseOption = True,
     as_of: Annotated[
-        datetime | None, typer.Option("--as-of", help="Look from this moment (UTC).", formats=_MOMENTS)
+        datetime | None, typer.Option("--as-of", help="Look from this moment (UTC).", formats=MOMENTS)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,7 +66,7 @@ def drift_ack(
     everything: Annotated[bool, typer.Option("--all", help="All features, and the predictions.")] = False,
     until: Annotated[
         datetime | None,
-        typer.Option("--until", help="Windows that end by this moment (UTC) are covered.", formats=_MOMENTS),
+        typer.Option("--until", help="Windows that end by this moment (UTC) are covered.", formats=MOMENTS),
     ] = None,
     days: Annotated[
         float | None, typer.Option("--days", min=0, help="The same, from now on, in days.")
