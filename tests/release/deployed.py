@@ -188,5 +188,8 @@ def start_mlflow(database, port, log):
     """A real MLflow server over a line's own database, in a process group of its own."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
+    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with log.open("w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, cwd=log.parent, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=log.parent, env=quiet, start_new_session=True
+        )
