@@ -1,16 +1,20 @@
 """Releases on a real Prefect server by real workers, which are killed, cancelled and lied to on the way."""
 
+import http.server
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.environment import Environment
 from flows.server import empty_database
@@ -162,7 +166,49 @@ def test_a_rejected_form_ends_the_release_and_changes_nothing(line, deployed, tm
     assert traffic.failed == 0
 
 
-def test_an_approved_form_promotes_though_the_worker_that_asked_for_it_was_killed(line, deployed, tmp_path):
+@pytest.fixture
+def told():
+    """A webhook's address, and what it was sent."""
+    found = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            found.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.server_port}/", found
+    listener.shutdown()
+    listener.server_close()
+
+
+def tell_webhook(line, deployed, url):
+    """Have the line's environment tell of releases at an address, by a notification block of the server's."""
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    said = {"subject": "{{subject}}", "body": "{{body}}"}
+    with temporary_settings({PREFECT_API_URL: deployed.url}):
+        CustomWebhookNotificationBlock(name="releases", url=url, json_data=said).save("releases")
+    change_environment(line, notify=["custom-webhook/releases"])
+
+
+def events(deployed, run):
+    """The names of our events of a run, in no order."""
+    of_the_run = {"event": {"prefix": ["contender."]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
+    page = deployed.ask("POST", "events/filter", filter=of_the_run, limit=50)
+    return {event["event"] for event in page["events"]}
+
+
+def test_an_approved_form_promotes_though_the_worker_that_asked_for_it_was_killed(
+    line, deployed, told, tmp_path
+):
+    webhook, messages = told
+    tell_webhook(line, deployed, webhook)
     key = strict(line, tmp_path)
     line.up()
     deployment = deployed.deploy(line, "approved")
@@ -181,10 +227,17 @@ def test_an_approved_form_promotes_though_the_worker_that_asked_for_it_was_kille
 
     assert ended["type"] == "COMPLETED", deployed.said()
     assert promoted.approvers == ("olga", "olga@example.com")
-    told = next(e for e in ledger_of(line.platform).entries("small") if e.event == "release.promoted")
-    assert told.details["approvers"] == ["olga", "olga@example.com"]
+    entry = next(e for e in ledger_of(line.platform).entries("small") if e.event == "release.promoted")
+    assert entry.details["approvers"] == ["olga", "olga@example.com"]
     assert traffic.failed == 0
     assert audit(line.platform).problems == ()
+    steps = ("started", "needs approval", "promoted")
+    assert [message["subject"] for message in messages] == [f"small version 2: {what}" for what in steps]
+    # The server writes them a moment after they were sent.
+    wanted = {f"contender.release.{what.replace(' ', '_')}" for what in steps}
+    wait_until(lambda: wanted <= events(deployed, run), 30, f"{wanted}", lambda: events(deployed, run))
+    shown = deployed.ask("POST", "artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    assert {"small-release", "small-release-progress", "small-release-tests"} <= {one["key"] for one in shown}
 
 
 def test_cancelled_or_killed_in_mid_canary_the_champion_is_back_and_a_run_again_carries_on(line, deployed):
