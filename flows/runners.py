@@ -40,8 +40,8 @@ def task_runner(environment: Environment, workers: int | None = None) -> TaskRun
     if isinstance(config, DaskRunner):
         from prefect_dask import DaskTaskRunner
 
-        # No dashboard: it would listen on one fixed port.
-        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+        # Where nobody says otherwise its HTTP server takes one fixed port, also where there is to be no dashboard.
+        local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
         cluster = {"address": config.address} if config.address is not None else {"cluster_kwargs": local}
         runner: TaskRunner[Any] = DaskTaskRunner(**cluster)
         return runner
