@@ -49,8 +49,7 @@ def latency(model: Any, inputs: pd.DataFrame, requests: int) -> Latency:
     """Time one-row predictions, each of another row, after ten to warm up.
 
     A slow model is asked less often: it takes at most `_LATENCY_SECONDS`, once there are 50 answers. It has one
-    thread, as where it is served: two that wait for each other on a busy machine take many times as long. The quantiles
-    are those of the quietest round of 25 requests or more, for what else a machine does only adds to a model's time.
+    thread, as where it is served: two that wait for each other on a busy machine take many times as long.
     """
     predict = getattr(model, "predict_proba", model.predict)
     measured: list[float] = []
@@ -62,12 +61,14 @@ def latency(model: Any, inputs: pd.DataFrame, requests: int) -> Latency:
             started = time.perf_counter()
             predict(row)
             measured.append(time.perf_counter() - started)
-    rounds = np.array_split(measured, max(1, len(measured) // _ROUND))
-    p50, p95 = min((np.quantile(each, [0.5, 0.95]) * 1000 for each in rounds), key=lambda found: found[1])
-    return Latency(requests=len(measured), p50_milliseconds=float(p50), p95_milliseconds=float(p95))
+    return Latency(
+        requests=len(measured),
+        p50_milliseconds=float(np.quantile(measured, 0.5)) * 1000,
+        p95_milliseconds=float(np.quantile(measured, 0.95)) * 1000,
+    )
 
 
-_WARM_UP, _ROUND, _LATENCY_SECONDS = 10, 25, 4.0
+_WARM_UP, _LATENCY_SECONDS = 10, 2.0
 
 
 def robustness(model: Any, inputs: pd.DataFrame, spec: ModelSpec, gate: RobustnessGate) -> tuple[Swing, ...]:

@@ -58,40 +58,6 @@ def test_a_slow_model_is_asked_less_often_but_often_enough(task, monkeypatch):
     assert latency(Counting(), inputs, requests=200).requests == 50
 
 
-class Clock:
-    """A clock that a model moves: each answer takes what is next of some milliseconds."""
-
-    def __init__(self, milliseconds):
-        self.now, self.milliseconds = 0.0, iter(milliseconds)
-
-    def perf_counter(self):
-        return self.now
-
-    def predict(self, rows):
-        self.now += next(self.milliseconds) / 1000
-        return np.zeros(len(rows))
-
-
-def test_latency_is_that_of_the_quietest_round(task, monkeypatch):
-    _, inputs, _, _ = task()
-    warm_up, busy, quiet = [1] * 10, [20] * 25, [3] * 20 + [4] * 5
-    clock = Clock([*warm_up, *busy, *quiet, *busy])
-    monkeypatch.setattr("tasks.probe.time", clock)
-
-    found = latency(clock, inputs, requests=75)
-
-    assert found.requests == 75
-    assert (found.p50_milliseconds, found.p95_milliseconds) == pytest.approx((3, 4))
-
-
-def test_a_model_that_is_slow_now_and_then_in_every_round_is_slow(task, monkeypatch):
-    _, inputs, _, _ = task()
-    clock = Clock([1] * 10 + ([1] * 8 + [50] * 2) * 8)
-    monkeypatch.setattr("tasks.probe.time", clock)
-
-    assert latency(clock, inputs, requests=80).p95_milliseconds == pytest.approx(50)
-
-
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
 def test_each_perturbation_moves_the_scores_a_little_and_always_alike(task, kind):
     spec, inputs, _, model = task(kind)
