@@ -8,6 +8,9 @@ UV := $(BIN)/uv
 LATEST := .venv-latest
 JOBS ?= auto
 
+# Where it is set, every process would compile what it imports anew: importing mlflow then takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -59,7 +62,7 @@ lock: $(STAMP)  ## Resolve the newest versions into the lock
 .PHONY: test-latest
 test-latest: $(STAMP)  ## Run the tests on the newest versions the index has
 	$(UV) venv -q --clear --python $(BIN)/python $(LATEST)
-	$(UV) pip install -q --python $(LATEST)/bin/python --upgrade --group dev -e .
+	$(UV) pip install -q --python $(LATEST)/bin/python --compile-bytecode --upgrade --group dev -e .
 	$(LATEST)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: clean
@@ -70,7 +73,7 @@ $(STAMP): requirements/lock.txt requirements/uv.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "Contender needs Python 3.11 to 3.13; name one with: make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || { echo "Setting up $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements/lock.txt
+	@$(UV) pip install -q --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/lock.txt
 	@$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m flows.server
 	@touch $@

@@ -154,8 +154,8 @@ def _build(folder: Path, python: Path, packages: Sequence[str], version_wanted: 
         listed = folder / "packages.txt"
         listed.write_text("\n".join(packages) + "\n", encoding="utf-8")
         # Wheels alone: a source distribution would run code of its own here, before anybody has asked for it.
-        only = ("--only-binary", ":all:")
-        _uv("pip", "install", "--quiet", *only, "--python", str(python), "--requirements", str(listed))
+        how = ("--quiet", "--compile-bytecode", "--only-binary", ":all:")
+        _uv("pip", "install", *how, "--python", str(python), "--requirements", str(listed))
         _bring_our_source(folder, wanted or ours)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
