@@ -91,9 +91,15 @@ class OwnServer:
         command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
         # As Prefect marks the temporary servers that it starts itself: no scheduler, no UI.
         marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        # In a process group of its own: Ctrl-C at the terminal is for the run, which may go on or still has to tell.
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                command, env={**os.environ, **marks}, stdin=subprocess.PIPE, stdout=log, stderr=log
+                command,
+                env={**os.environ, **marks},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                process_group=0,
             )
         # Prefect's own exit handlers send what is left to send; they are registered later, and so run before this.
         atexit.register(self.stop)

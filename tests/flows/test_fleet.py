@@ -7,7 +7,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 import yaml
@@ -20,6 +19,7 @@ from flows import fleet as module
 from flows.fleet import fleet
 from platforms.lock import held
 from tasks.fleet import FleetError, FleetRow
+from tests.prefect_api import asked
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -70,10 +70,6 @@ def specs(models, *names):
     return [str(models / name / "model.yaml") for name in names]
 
 
-def asked(server, what, **body):
-    return httpx.post(f"{server}/{what}/filter", json=body, timeout=60).json()
-
-
 def test_one_drifts_one_is_calm_one_has_no_champion_one_is_broken(models, prefect_server):
     with pytest.raises(FleetError) as refused:
         fleet(specs(models, BROKEN, DRIFTED, NEW, CALM), environment(models, "threads"), since=yesterday())
@@ -99,7 +95,13 @@ def test_one_drifts_one_is_calm_one_has_no_champion_one_is_broken(models, prefec
 
 def assert_shown(server, outcome):
     """The run, its task runs and the runs of the models in the UI, and the rows as a table."""
-    (run,) = asked(server, "flow_runs", flows={"name": {"any_": ["fleet"]}}, sort="START_TIME_DESC", limit=1)
+    (run,) = asked(
+        "POST",
+        f"{server}/flow_runs/filter",
+        flows={"name": {"any_": ["fleet"]}},
+        sort="START_TIME_DESC",
+        limit=1,
+    )
     assert run["name"].startswith("fleet · monitor · 20")
     assert {"contender", "fleet", "bench"} <= set(run["tags"])
     assert not {CALM, DRIFTED} & set(run["tags"])
@@ -108,7 +110,9 @@ def assert_shown(server, outcome):
     deadline = time.monotonic() + 60
     while True:
         # States reach the server in their own time.
-        tasks = [one for one in asked(server, "task_runs", **of_run) if one["name"] in wanted]
+        tasks = [
+            one for one in asked("POST", f"{server}/task_runs/filter", **of_run) if one["name"] in wanted
+        ]
         if len(tasks) == 4 and all(one["state_type"] in {"FAILED", "COMPLETED"} for one in tasks):
             break
         assert time.monotonic() < deadline, [(one["name"], one["state_type"]) for one in tasks]
@@ -116,8 +120,8 @@ def assert_shown(server, outcome):
     failed = {one["name"]: one["state"]["message"] for one in tasks if one["state_type"] == "FAILED"}
     assert failed == {f"monitor {BROKEN}": wanted[f"monitor {BROKEN}"]}
     (table,) = asked(
-        server,
-        "artifacts",
+        "POST",
+        f"{server}/artifacts/filter",
         artifacts={"key": {"any_": ["fleet-monitor-bench"]}},
         sort="CREATED_DESC",
         limit=1,

@@ -16,6 +16,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.prefect_api import asked
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,13 +76,6 @@ def server(tmp_path, home):
         yield made
     finally:
         assert made.run("prefect", "down")[0] == 0
-
-
-def asked(method, url, **body):
-    """What the server answers; anything but success fails the test."""
-    answer = httpx.request(method, url, json=body, timeout=30)
-    assert answer.is_success, f"{method} {url}: {answer.text}"
-    return answer.json() if answer.content else None
 
 
 def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_running(server, make_model):

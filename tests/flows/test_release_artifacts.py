@@ -5,7 +5,6 @@ import socket
 import time
 from types import SimpleNamespace
 
-import httpx
 import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -14,6 +13,7 @@ from flows import release_artifacts
 from flows.release_artifacts import LiveArtifacts, shown_live
 from tasks.decide import Wait
 from tasks.release_record import State
+from tests.prefect_api import asked
 from tests.tasks.made_releases import look, released
 
 pytestmark = pytest.mark.slow
@@ -36,9 +36,8 @@ def at(state, history, requests=None):
 
 
 def artifacts(server, run):
-    answer = httpx.post(f"{server}/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [run]}}})
-    assert answer.is_success, answer.text
-    return {one["key"]: one for one in answer.json()}
+    found = asked("POST", f"{server}/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    return {one["key"]: one for one in found}
 
 
 def wait_until(found, seconds=30):

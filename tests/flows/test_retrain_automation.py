@@ -6,7 +6,6 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import pytest
 from prefect.workers.process import ProcessWorker
 
@@ -15,14 +14,9 @@ from flows.events import emit
 from platforms import platform_for
 from tasks.monitoring_record import Alert, MonitorOutcome, Window
 from tests.flows.conftest import ROOT
+from tests.prefect_api import asked
 
 pytestmark = pytest.mark.slow
-
-
-def asked(url, **body):
-    answer = httpx.post(url, json=body, timeout=30)
-    assert answer.is_success, answer.text
-    return answer.json()
 
 
 def outcome():
@@ -44,13 +38,19 @@ def outcome():
 
 def test_an_alert_of_drift_makes_a_retrain_run_with_its_reason(prefect_server, home, tmp_path):
     template = ProcessWorker.get_default_base_job_template()
-    asked(f"{prefect_server}/work_pools/", name="contender-dev", type="process", base_job_template=template)
+    asked(
+        "POST",
+        f"{prefect_server}/work_pools/",
+        name="contender-dev",
+        type="process",
+        base_job_template=template,
+    )
     environment = {**os.environ, "PREFECT_API_URL": prefect_server, "PREFECT_HOME": str(tmp_path / "prefect")}
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "-n", "retrain/churn-dev"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (deployment,) = asked(
-        f"{prefect_server}/deployments/filter", deployments={"name": {"any_": ["churn-dev"]}}
+        "POST", f"{prefect_server}/deployments/filter", deployments={"name": {"any_": ["churn-dev"]}}
     )
     form = deployment["parameter_openapi_schema"]["properties"]
     assert {"model", "env", "reason", "alert", "release", "as_of"} == set(form)
@@ -67,7 +67,7 @@ def test_an_alert_of_drift_makes_a_retrain_run_with_its_reason(prefect_server, h
     assert told == [True, False, True]
     wanted = {"deployments": {"id": {"any_": [deployment["id"]]}}}
     deadline = time.monotonic() + 90
-    while not (runs := asked(f"{prefect_server}/flow_runs/filter", **wanted)):
+    while not (runs := asked("POST", f"{prefect_server}/flow_runs/filter", **wanted)):
         assert time.monotonic() < deadline, "no run was made of the event"
         time.sleep(0.3)
     (run,) = runs

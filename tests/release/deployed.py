@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.prefect_api import asked
 from tests.release.conftest import ROOT
 
 POOL = "releases"
@@ -44,14 +45,7 @@ class Deployed:
     workers: int = 0
 
     def ask(self, method, path, **body):
-        """What the server answers, asked again while it says that it is busy; anything but success fails the test."""
-        for _ in range(5):
-            answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=60)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
-            time.sleep(1)
-        assert answer.is_success, f"{method} {path}: {answer.text}"
-        return answer.json() if answer.content else None
+        return asked(method, f"{self.url}/{path}", **body)
 
     def deploy(self, line, name):
         """The release flow of a line, one run at a time, as prefect.yaml has it; the deployment's id."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import yaml
@@ -24,6 +23,7 @@ from tasks.labels import add_labels
 from tasks.monitoring_record import MonitoringTable, Window
 from tasks.tracking import Tracking
 from tasks.verdict import Verdict
+from tests import prefect_api
 from tests.release.conftest import ROOT, Traffic
 from tests.tasks.live_logs import DAY, NOON, at, write_log
 
@@ -95,11 +95,8 @@ def events(server, prefix, at_least, seconds=30, **payload):
     """Events of that name and with that in their payload, once there are so many."""
     deadline = time.monotonic() + seconds
     while True:
-        answer = httpx.post(
-            f"{server}/events/filter",
-            json={"filter": {"event": {"prefix": [prefix]}}, "limit": 50},
-            timeout=60,
-        ).json()
+        named = {"event": {"prefix": [prefix]}}
+        answer = prefect_api.asked("POST", f"{server}/events/filter", filter=named, limit=50)
         found = [event for event in answer["events"] if payload.items() <= event["payload"].items()]
         if len(found) >= at_least or time.monotonic() > deadline:
             return found

@@ -137,7 +137,7 @@ def test_ctrl_c_asks_whether_to_hold_to_go_on_to_roll_back_or_to_leave_it_to_the
         assert "a person asked to go on" in newest().history[-1].reason
 
         first.choose("r")
-        assert first.ended() == 3
+        assert first.ended() == 3, first.shown[-3000:]
         assert "rolled back" in first.shown
         assert newest().state is State.ROLLED_BACK
         assert routed(line) == {"v1": 100}
@@ -146,7 +146,7 @@ def test_ctrl_c_asks_whether_to_hold_to_go_on_to_roll_back_or_to_leave_it_to_the
         second = terminal("release", *named)
         second.until(in_canary)
         second.choose("l")
-        assert second.ended() == 130
+        assert second.ended() == 130, second.shown[-3000:]
         assert "the champion has all traffic again within 6 s" in " ".join(second.shown.split())
         left = newest()
         second.until(lambda: routed(line) == {"v1": 100})
