@@ -1,5 +1,6 @@
 """A real champion and a real challenger, a real data plane, and callers that ask it over HTTP."""
 
+import csv
 import json
 import os
 import random
@@ -11,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +26,14 @@ from deployments.spec import LoadedSpec, load_spec
 from platforms.local import LocalPlatform
 from serving import control
 from serving.folders import Folders
+from tasks.labels import add_labels
 from tasks.register import ledger_of
 from tasks.release_control import controlled
 from tasks.release_record import ReleaseStore
 from tasks.serve import serve_champion
 from tasks.tracking import Tracking
 from tests.release.chameleon import BEHAVIOUR, CHALLENGER
+from tests.release.kinds import BINARY, Kind, as_text
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "small"
@@ -47,33 +52,6 @@ PLAN = {
     "lease_seconds": 6,
     "look_seconds": 0.2,
     "rollback_hours": 1,
-}
-SPEC = {
-    "name": MODEL,
-    "governance": {"owner": "tests", "purpose": "Be released."},
-    "target": {"kind": "binary", "column": "sick", "positive": True},
-    "sources": {"rows": {"kind": "csv", "path": "rows.csv"}},
-    "contract": {
-        "rows": {
-            "columns": {
-                "id": {"type": "string"},
-                "a": {"type": "number"},
-                "b": {"type": "number"},
-                "sick": {"type": "boolean"},
-            }
-        }
-    },
-    "features": {"entity": ["id"], "numeric": ["a", "b"]},
-    "split": {"kind": "random", "holdout": 0.3, "validation": 0.2, "min_rows": 20},
-    "training": {
-        "metric": "roc_auc",
-        "folds": 2,
-        "threshold": 0.5,
-        "candidates": [{"name": "logistic", "estimator": "tests.release.chameleon.Chameleon"}],
-    },
-    "evaluation": {"metrics": ["roc_auc"], "bootstrap": 200},
-    "gates": [{"kind": "metric", "metric": "roc_auc", "min": 0.5}],
-    "release": PLAN,
 }
 ENVIRONMENT = {
     "name": "dev",
@@ -97,12 +75,12 @@ from flows.server import served
 with served(lambda: None):
     from flows.promote import promote
     from flows.train import train
-    spec, environment, c = sys.argv[1:]
+    spec, environment, parameter, value = sys.argv[1:]
     train(spec, environment)
     promote(spec, environment)
     path = Path(spec)
     other = yaml.safe_load(path.read_text())
-    other["training"]["candidates"][0]["params"] = {"C": float(c)}
+    other["training"]["candidates"][0]["params"] = {parameter: float(value)}
     path.write_text(yaml.safe_dump(other))
     train(spec, environment)
 from flows.run import leave
@@ -112,23 +90,18 @@ leave(0)
 
 @pytest.fixture(scope="session")
 def trained(once):
-    """A home with version 1 as champion and version 2 as challenger, made by the line itself."""
-    return once("released", make)
+    """`trained(kind)`: a home with version 1 as champion and version 2 as challenger, made by the line itself."""
+    return lambda kind: once(f"released-{kind.name}", lambda folder: make(folder, kind))
 
 
-def make(folder):
-    (folder / "model.yaml").write_text(yaml.safe_dump(SPEC))
+def make(folder, kind=BINARY):
+    (folder / "model.yaml").write_text(yaml.safe_dump(kind.document(MODEL, PLAN)))
     (folder / "env.yaml").write_text(yaml.safe_dump(ENVIRONMENT))
-    random.seed(3)
-    rows = ["id,a,b,sick"]
-    for place in range(600):
-        a, b = random.gauss(0, 2), random.gauss(0, 2)
-        rows.append(f"p{place},{a:.4f},{b:.4f},{str(a - b + random.gauss(0, 1) > 0).lower()}")
-    (folder / "rows.csv").write_text("\n".join(rows))
+    (folder / "rows.csv").write_text("\n".join(kind.rows(600, random.Random(3))))
     environment = {**os.environ, "CONTENDER_HOME": str(folder / "home")}
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-c", MAKE, str(folder / "model.yaml"), str(folder / "env.yaml")]
-    command.append(str(CHALLENGER))
+    command += [kind.parameter, str(CHALLENGER)]
     run(command, environment)
     # Fetched once: a copy of the data root has both versions ready to be served.
     root = folder / "home" / "data"
@@ -148,9 +121,10 @@ def run(command, environment):
 
 @dataclass
 class Traffic:
-    """Callers that ask the endpoint again and again, each by a name of its own."""
+    """Callers that ask the endpoint again and again, each by a name of its own; what was asked, and its labels."""
 
     url: str
+    truth: Callable = BINARY.truth
     statuses: Counter = field(default_factory=Counter)
     versions: Counter = field(default_factory=Counter)
     asked: dict = field(default_factory=dict)
@@ -170,7 +144,7 @@ class Traffic:
             ) as answer:
                 self.statuses[answer.status] += 1
                 self.versions[answer.headers["x-served-version"]] += 1
-                self.asked[answer.headers["x-request-id"]] = a - b > 0
+                self.asked[answer.headers["x-request-id"]] = self.truth(a - b)
         except urllib.error.HTTPError as error:
             error.read()
             self.statuses[error.code] += 1
@@ -197,6 +171,7 @@ class Line:
     loaded: LoadedSpec
     platform: LocalPlatform
     behaviour: Path
+    kind: Kind = BINARY
 
     @property
     def environment_file(self):
@@ -256,7 +231,7 @@ class Line:
 
     @contextmanager
     def traffic(self, callers=3):
-        traffic = Traffic(self.endpoint["url"])
+        traffic = Traffic(self.endpoint["url"], self.kind.truth)
         threads = [
             threading.Thread(target=traffic.go_on, args=(seed,), daemon=True) for seed in range(callers)
         ]
@@ -268,6 +243,36 @@ class Line:
             traffic.stop.set()
             for thread in threads:
                 thread.join()
+
+    def add_labels(self, labels, **how):
+        """Labels by request, as a file of them."""
+        path = self.spec.parent / "labels.csv"
+        with path.open("w") as file:
+            writer = csv.writer(file)
+            writer.writerow(["request_id", "label"])
+            writer.writerows((request, as_text(label)) for request, label in labels.items())
+        return add_labels(self.platform, self.loaded, path, **how)
+
+    @contextmanager
+    def labels_of(self, traffic):
+        """The labels of what is asked meanwhile come soon after it."""
+        stop, known = threading.Event(), set()
+
+        def go_on():
+            while not stop.wait(0.5):
+                labels = dict(traffic.asked)
+                fresh = {request: labels[request] for request in labels.keys() - known}
+                if fresh:
+                    self.add_labels(fresh, look_up=False)
+                    known.update(fresh)
+
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(go_on)
+            try:
+                yield
+            finally:
+                stop.set()
+            coming.result()
 
     def release(self, *, until=None, seconds=120, version=None, look=None):
         """Take the release through its plan in this process; stop at a state if one is named."""
@@ -286,18 +291,28 @@ class Line:
 
 
 @pytest.fixture
-def line(trained, copy_data_root, tmp_path, monkeypatch):
-    """A copy of the trained home, with nothing up yet; everything is down afterwards."""
-    home = tmp_path / "home"
-    copy_data_root(trained / "home" / "data", home / "data")
-    for name in ("model.yaml", "env.yaml", "rows.csv"):
-        shutil.copy(trained / name, tmp_path / name)
-    monkeypatch.setenv("CONTENDER_HOME", str(home))
-    behaviour = tmp_path / "behaviour"
-    monkeypatch.setenv(BEHAVIOUR, str(behaviour))
-    environment = Environment.model_validate(yaml.safe_load((tmp_path / "env.yaml").read_text()))
-    spec = tmp_path / "model.yaml"
-    made = Line(home, spec, load_spec(spec), LocalPlatform(environment, home / "data"), behaviour)
-    made.behave("good")
+def line_of(trained, copy_data_root, tmp_path, monkeypatch):
+    """`line_of(kind)`: a copy of the trained home, with nothing up yet; everything is down afterwards."""
+    home, behaviour = tmp_path / "home", tmp_path / "behaviour"
+
+    def made(kind):
+        source = trained(kind)
+        copy_data_root(source / "home" / "data", home / "data")
+        for name in ("model.yaml", "env.yaml", "rows.csv"):
+            shutil.copy(source / name, tmp_path / name)
+        monkeypatch.setenv("CONTENDER_HOME", str(home))
+        monkeypatch.setenv(BEHAVIOUR, str(behaviour))
+        environment = Environment.model_validate(yaml.safe_load((tmp_path / "env.yaml").read_text()))
+        spec, platform = tmp_path / "model.yaml", LocalPlatform(environment, home / "data")
+        line = Line(home, spec, load_spec(spec), platform, behaviour, kind)
+        line.behave("good")
+        return line
+
     yield made
     control.down(home / "data")
+
+
+@pytest.fixture
+def line(line_of):
+    """The line of a binary model."""
+    return line_of(BINARY)

@@ -1,6 +1,5 @@
 """Releases on real traffic: real Envoy, real scorers, a real registry."""
 
-import csv
 import os
 import signal
 import time
@@ -10,7 +9,6 @@ import pytest
 
 from flows.rollback import write_down
 from tasks.drill import drill_rollback
-from tasks.labels import add_labels
 from tasks.release_control import controlled
 from tasks.release_record import State
 from tasks.rollback import roll_back
@@ -226,7 +224,7 @@ def test_what_fails_beside_a_release_promotes_nothing_and_the_champion_serves_on
     assert line.shares == {f"v{line.aliases['champion']}": 100}
 
 
-def test_labels_that_come_late_take_a_promotion_back(line, tmp_path):
+def test_labels_that_come_late_take_a_promotion_back(line):
     document = line.loaded.spec.release.model_dump(mode="json")["analysis"]
     quality = {"loss": "zero_one", "effect": 0.5, "tolerated": 0.05, "minimum_labels": 30}
     line.plan(analysis=document | {"scores": None, "quality": quality})
@@ -239,12 +237,7 @@ def test_labels_that_come_late_take_a_promotion_back(line, tmp_path):
     with line.traffic() as traffic:
         release = line.release(look=turn)
     promoted = release.state
-    path = tmp_path / "labels.csv"
-    with path.open("w") as file:
-        writer = csv.writer(file)
-        writer.writerow(["request_id", "label"])
-        writer.writerows([request, str(label).lower()] for request, label in traffic.asked.items())
-    add_labels(line.platform, line.loaded, path)
+    line.add_labels(traffic.asked)
     with controlled(line.platform, line.loaded, old=True) as control:
         control.step()
         watched = control.release
