@@ -278,6 +278,16 @@ class _Graph:
 
         return self.add("Cast", self.add("Cast", rows, to=TensorProto.FLOAT), to=TensorProto.DOUBLE)
 
+    def logistic(self, rows: str) -> str:
+        """1 / (1 + exp(-x)), exact in its tails: ONNX Runtime's Sigmoid is 0 below -37.
+
+        What is divided by a sum of such values afterwards needs them, however small they are.
+        """
+        one = np.array(1.0)
+        small = self.add("Exp", self.add("Neg", self.add("Abs", rows)))
+        above = self.add("Where", self.add("GreaterOrEqual", rows, np.array(0.0)), one, small)
+        return self.add("Div", above, self.add("Add", one, small))
+
     def inline(self, model: Any, rows: str, output: str) -> str:
         """Another model's nodes, its only input being `rows`; the name of its output here."""
         from onnx import numpy_helper
@@ -491,7 +501,7 @@ class _Model:
         graph, kind = self.graph, _name(calibrator)
         if kind == "_SigmoidCalibration":
             scaled = graph.add("Mul", rows, np.array(-float(calibrator.a_)))
-            return graph.add("Sigmoid", graph.add("Sub", scaled, np.array(float(calibrator.b_))))
+            return graph.logistic(graph.add("Sub", scaled, np.array(float(calibrator.b_))))
         if kind == "IsotonicRegression" and calibrator.out_of_bounds == "clip":
             x, y = (
                 np.asarray(one, dtype=float) for one in (calibrator.X_thresholds_, calibrator.y_thresholds_)

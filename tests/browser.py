@@ -1,6 +1,7 @@
 """A real headless Chromium, told what to do over its own DevTools protocol: open a page, measure it, take a picture."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect
@@ -19,11 +21,32 @@ SECONDS = 120
 
 
 def program():
-    """Where Chromium is; the test is skipped where there is none."""
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+    """Where Chromium is; in CI it is installed where it can be, elsewhere the test is skipped without one."""
+    found = _installed() or (_install() if os.environ.get("CI") else None)
     if found is None:
         pytest.skip("no Chromium is installed (apt-get install chromium, or name one in CHROMIUM)")
     return found
+
+
+def _installed():
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
+def _install():
+    """Debian's Chromium, by one process at a time; None where this machine cannot be given it."""
+    if os.geteuid() or shutil.which("apt-get") is None:
+        return None
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _installed() is None:
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            for command in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+                done = subprocess.run(
+                    ["apt-get", "-qq", *command], env=environment, capture_output=True, check=False
+                )
+                if done.returncode:
+                    return None
+    return _installed()
 
 
 @dataclass

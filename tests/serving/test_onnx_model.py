@@ -196,6 +196,22 @@ def boosted():
     return model, *engines(model, B)
 
 
+def test_calibration_divides_by_sums_however_small_they_are():
+    model = fitted(
+        M, make("linear_model.LogisticRegression", max_iter=200, random_state=0), calibrate="sigmoid"
+    )
+    for fold in model.calibrated_classifiers_:
+        for place, calibrator in enumerate(fold.calibrators):
+            # All probabilities of a row are smaller than what a sum with 1 can tell from nothing.
+            calibrator.a_, calibrator.b_ = 0.5 * (place - 1), 60.0 + place
+    converted, scikit = engines(model, M)
+
+    found = differences(converted, scikit, fruit()[0], ROWS)
+
+    assert found.same
+    assert len(np.unique(scikit.predict(fruit()[0], ROWS).predictions)) > 1
+
+
 def test_made_rows_hold_what_tends_to_differ(boosted):
     model, _, _ = boosted
 
