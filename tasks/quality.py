@@ -19,6 +19,7 @@ from deployments.gates import FairnessGate
 from deployments.measures import MEASURES, TaskKind
 from deployments.monitoring import QualityPlan
 from deployments.spec import ModelSpec
+from tasks.classes import class_of
 from tasks.evaluate import Answered, Evaluation, groups_of, slices_of
 from tasks.gate import judge
 from tasks.live_window import PREDICTION, PREDICTION_NUMBER, SCORE, Joined
@@ -90,7 +91,7 @@ def said_of(rows: pa.Table, spec: ModelSpec) -> Outputs:
     score = _numbers(rows.column(SCORE))
     known = len(score) and np.isfinite(score).all()
     return Outputs(
-        predictions=said == _positive(spec, declared),
+        predictions=said == _positive(spec, declared.type),
         probabilities=np.column_stack([1 - score, score]) if known else None,
         classes=np.array([False, True]),
         positive=1,
@@ -107,7 +108,7 @@ def answered(joined: Joined, spec: ModelSpec) -> Answered:
     else:
         truth = _classes(labels, declared)
         if spec.target.kind is TaskKind.BINARY:
-            truth = truth == _positive(spec, declared)
+            truth = truth == _positive(spec, declared.type)
     _, clusters = np.unique(np.asarray(joined.rows.column("entity").to_pylist(), str), return_inverse=True)
     return Answered(joined.rows, truth, said_of(joined.rows, spec), clusters)
 
@@ -123,11 +124,9 @@ def _classes(column: pa.ChunkedArray, declared: ColumnContract) -> np.ndarray:
     return np.asarray(column.to_pylist(), dtype=str)
 
 
-def _positive(spec: ModelSpec, declared: ColumnContract) -> Any:
-    positive = spec.target.positive
-    if declared.type in {ColumnType.NUMBER, ColumnType.INTEGER}:
-        return float(positive)  # type: ignore[arg-type]
-    return str(positive).lower() if isinstance(positive, bool) else str(positive)
+def _positive(spec: ModelSpec, declared: ColumnType) -> float | str:
+    assert spec.target.positive is not None
+    return class_of(spec.target.positive, declared)
 
 
 # Measured on labels ----------------------------------------------------------------------------------------

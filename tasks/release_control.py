@@ -516,10 +516,12 @@ class Controller:
             assert chosen.effective is not None
             state, step, since, until = chosen.state, chosen.step, chosen.effective, after.at
         stage = next(one for one in stages(plan) if (one.state, one.step) == (state, step))
+        spec = self.loaded.spec
         data = StageData(
             plan.analysis,
             stage,
-            self.loaded.spec.target,
+            spec.target,
+            spec.training_contract.columns[spec.target.column].type,
             names=(entity_name(release.challenger), entity_name(release.champion)),
             steps=plan.looks + 1,
             cuts=self._cuts(release.champion),

@@ -5,7 +5,6 @@ of the other's requests, the two answers to one request are a pair, and requests
 count for nothing but the sample ratio.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from deployments.contract import ColumnType
 from deployments.measures import TaskKind
 from deployments.release import AnalysisPlan, QualityEffect
 from deployments.spec import Target
 from tasks import analysis
 from tasks.analysis import Family, Finding, Harm
+from tasks.classes import class_of
 from tasks.decide import Stage
 from tasks.release_record import Look, Reading, State
 from tasks.verdict import Verdict, overall
@@ -33,7 +34,7 @@ _PROBABILITY_CUTS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
 _EDGES = 20
 
 Key = tuple[str, int]
-Loss = Callable[[Any, str, float], float]
+Loss = Callable[[str, str, float], float]
 
 
 class _Column:
@@ -86,8 +87,9 @@ class _Answer:
 class StageData:
     """All requests of one stage: `names` are the served entities of challenger and champion.
 
-    `tests` and `steps` say over how many the plan's alpha is spread; `cuts` are the scores at which the arms'
-    distributions are compared, fixed beforehand: probabilities have tenths, a regression brings its own.
+    `declared` is the type that the contract gives the target. `tests` and `steps` say over how many the plan's alpha
+    is spread; `cuts` are the scores at which the arms' distributions are compared, fixed beforehand: probabilities
+    have tenths, a regression brings its own.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class StageData:
         plan: AnalysisPlan,
         stage: Stage,
         target: Target,
+        declared: ColumnType,
         *,
         names: tuple[str, str],
         steps: int,
         cuts: Sequence[float] = (),
     ) -> None:
         self._plan, self._stage, self._target = plan, stage, target
+        self._loss = _loss(plan.quality, target, declared) if plan.quality else None
         self._arm_of = dict(zip(names, ARMS, strict=True))
         self._cuts = tuple(cuts) if target.kind is TaskKind.REGRESSION else _PROBABILITY_CUTS
         self._alpha = Family(tests=len(plan.tests), alpha=plan.alpha, steps=steps).each
@@ -175,14 +179,13 @@ class StageData:
         """Requests whose labels have not come yet."""
         return list(dict.fromkeys(request for request, _ in self._unlabelled))
 
-    def label(self, labels: Mapping[Key, Any]) -> None:
+    def label(self, labels: Mapping[Key, str]) -> None:
         """Labels by request and row, in the order in which they came; a label that came before counts once."""
-        if self._plan.quality is None:
+        if self._loss is None:
             return
-        loss = _loss(self._plan.quality, self._target)
         for key, label in labels.items():
             for arm, (prediction, score) in self._unlabelled.pop(key, {}).items():
-                self.arms[arm].losses.add(loss(label, prediction, score))
+                self.arms[arm].losses.add(self._loss(label, prediction, score))
 
     # The analysis
 
@@ -350,25 +353,22 @@ def _quantile(values: np.ndarray, quantile: float) -> float | None:
     return float(np.quantile(values, quantile)) if len(values) else None
 
 
-def _loss(quality: QualityEffect, target: Target) -> Loss:
+def _loss(quality: QualityEffect, target: Target, declared: ColumnType) -> Loss:
     """The loss of one row from its label, prediction and score; NaN where it cannot be known."""
 
-    def zero_one(label: Any, prediction: str, _: float) -> float:
-        return float(_text(label) != prediction)
+    def zero_one(label: str, prediction: str, _: float) -> float:
+        return float(class_of(label, declared) != class_of(prediction, declared))
 
-    def brier(label: Any, _: str, score: float) -> float:
-        return (score - float(_text(label) == _text(target.positive))) ** 2
+    def brier(label: str, _: str, score: float) -> float:
+        assert target.positive is not None
+        outcome = class_of(label, declared) == class_of(target.positive, declared)
+        return (score - outcome) ** 2
 
-    def absolute(label: Any, prediction: str, _: float) -> float:
+    def absolute(label: str, prediction: str, _: float) -> float:
         return min(abs(float(prediction) - float(label)), quality.bound)
 
-    def squared(label: Any, prediction: str, _: float) -> float:
+    def squared(label: str, prediction: str, _: float) -> float:
         return min((float(prediction) - float(label)) ** 2, quality.bound)
 
     losses: dict[str, Loss] = {"zero_one": zero_one, "brier": brier, "absolute": absolute, "squared": squared}
     return losses[quality.loss]
-
-
-def _text(value: Any) -> str:
-    """A class as the prediction log writes it."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,74 @@
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from deployments.contract import ColumnType
+from deployments.release import AnalysisPlan
+from deployments.spec import Target
+from serving.observe import SCHEMA
+from tasks.decide import Stage
+from tasks.release_data import StageData
+from tasks.release_record import State
+
+
+def stage(kind, declared, *, loss, positive=None, bound=1.0):
+    """A canary step that is judged by labels."""
+    plan = AnalysisPlan.model_validate({"quality": {"loss": loss, "effect": 0.5, "bound": bound}})
+    return StageData(
+        plan,
+        Stage(State.CANARY, 0, 50, minimum_requests=1, minimum_seconds=0, maximum_seconds=60),
+        Target(kind=kind, column="y", positive=positive),
+        declared,
+        names=("v2", "v1"),
+        steps=1,
+    )
+
+
+def answered(predictions, scores, request="r"):
+    row = dict.fromkeys(SCHEMA.names) | {
+        "request_id": request,
+        "time": datetime(2026, 1, 1, tzinfo=UTC),
+        "entity": "v2",
+        "shadow": False,
+        "status": 200,
+        "milliseconds": 1.0,
+        "predictions": predictions,
+        "scores": scores,
+    }
+    return pa.Table.from_pylist([row], SCHEMA)
+
+
+def losses(data):
+    return data.arms["challenger"].losses.array.tolist()
+
+
+@pytest.mark.parametrize(
+    ("declared", "positive", "yes", "no"),
+    [
+        (ColumnType.BOOLEAN, True, "true", "false"),
+        (ColumnType.BOOLEAN, 1, "true", "false"),
+        (ColumnType.INTEGER, 1, "1", "0"),
+        (ColumnType.INTEGER, 1.0, "1", "0"),
+        (ColumnType.NUMBER, 1, "1.0", "0.0"),
+        (ColumnType.STRING, "Yes", "Yes", "No"),
+        (ColumnType.STRING, 1, "1", "0"),
+        (ColumnType.STRING, True, "True", "False"),
+    ],
+)
+def test_a_brier_loss_knows_the_positive_class_however_spec_and_labels_write_it(declared, positive, yes, no):
+    data = stage("binary", declared, loss="brier", positive=positive)
+
+    data.add(answered([yes, no], [0.75, 0.25]))
+    data.label({("r", 0): yes, ("r", 1): no})
+
+    assert losses(data) == [0.0625, 0.0625]
+
+
+def test_a_class_that_is_a_number_is_right_however_it_is_written():
+    data = stage("multiclass", ColumnType.NUMBER, loss="zero_one")
+
+    data.add(answered(["2", "2.0", "3.0"], [0.9, 0.9, 0.9]))
+    data.label({("r", 0): "2.0", ("r", 1): "2", ("r", 2): "2"})
+
+    assert losses(data) == [0.0, 0.0, 1.0]
