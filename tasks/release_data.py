@@ -34,7 +34,7 @@ _PROBABILITY_CUTS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
 _EDGES = 20
 
 Key = tuple[str, int]
-Loss = Callable[[str, str, float], float]
+Loss = Callable[[str, str | None, float], float]
 
 
 class _Column:
@@ -77,11 +77,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class _Answer:
+    """One answer; its scores and predictions are a row each, NaN or None where the model gave none."""
+
     failed: bool
     milliseconds: float
     answered: float
     scores: tuple[float, ...]
-    predictions: tuple[str, ...]
+    predictions: tuple[str | None, ...]
 
 
 class StageData:
@@ -112,7 +114,7 @@ class StageData:
         self._copies = CHALLENGER if stage.state is State.SHADOW else CHAMPION
         self.arms: dict[str, Arm] = {name: Arm() for name in ARMS}
         self._halves: dict[str, dict[str, _Answer]] = {}
-        self._unlabelled: dict[Key, dict[str, tuple[str, float]]] = {}
+        self._unlabelled: dict[Key, dict[str, tuple[str | None, float]]] = {}
         self.seen: dict[str, int] = dict.fromkeys(ARMS, 0)
 
     # Requests
@@ -128,7 +130,7 @@ class StageData:
                 failed=row["status"] >= 400,
                 milliseconds=row["milliseconds"],
                 answered=row["time"].timestamp(),
-                scores=tuple(score for score in row["scores"] or () if score is not None),
+                scores=tuple(math.nan if score is None else score for score in row["scores"] or ()),
                 predictions=tuple(row["predictions"] or ()),
             )
             if not self.paired:
@@ -157,7 +159,8 @@ class StageData:
             arm.milliseconds.add(answer.milliseconds)
             arm.answered.add(answer.answered)
             for score in answer.scores:
-                arm.scores.add(score)
+                if not math.isnan(score):
+                    arm.scores.add(score)
 
     # Labels
 
@@ -354,21 +357,26 @@ def _quantile(values: np.ndarray, quantile: float) -> float | None:
 
 
 def _loss(quality: QualityEffect, target: Target, declared: ColumnType) -> Loss:
-    """The loss of one row from its label, prediction and score; NaN where it cannot be known."""
+    """The loss of one row from its label, prediction and score, at most the bound.
 
-    def zero_one(label: str, prediction: str, _: float) -> float:
-        return float(class_of(label, declared) != class_of(prediction, declared))
+    An answer that is no number, or none, is as wrong as one can be: it would otherwise be no evidence against a model.
+    """
 
-    def brier(label: str, _: str, score: float) -> float:
+    def zero_one(label: str, prediction: str | None, _: float) -> float:
+        return float(prediction is None or class_of(label, declared) != class_of(prediction, declared))
+
+    def brier(label: str, _: str | None, score: float) -> float:
         assert target.positive is not None
         outcome = class_of(label, declared) == class_of(target.positive, declared)
-        return (score - outcome) ** 2
+        return (score - outcome) ** 2 if math.isfinite(score) else 1.0
 
-    def absolute(label: str, prediction: str, _: float) -> float:
-        return min(abs(float(prediction) - float(label)), quality.bound)
+    def absolute(label: str, prediction: str | None, _: float) -> float:
+        return math.inf if prediction is None else abs(float(prediction) - float(label))
 
-    def squared(label: str, prediction: str, _: float) -> float:
-        return min((float(prediction) - float(label)) ** 2, quality.bound)
+    def squared(label: str, prediction: str | None, score: float) -> float:
+        distance = absolute(label, prediction, score)
+        return distance * distance
 
     losses: dict[str, Loss] = {"zero_one": zero_one, "brier": brier, "absolute": absolute, "squared": squared}
-    return losses[quality.loss]
+    chosen = losses[quality.loss]
+    return lambda label, prediction, score: min(chosen(label, prediction, score), quality.bound)

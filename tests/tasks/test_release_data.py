@@ -72,3 +72,37 @@ def test_a_class_that_is_a_number_is_right_however_it_is_written():
     data.label({("r", 0): "2.0", ("r", 1): "2", ("r", 2): "2"})
 
     assert losses(data) == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "bound", "expected"), [("absolute", 3.0, [0.5, 3.0]), ("squared", 2.0, [0.25, 2.0])]
+)
+def test_a_regressions_loss_ends_at_its_bound(loss, bound, expected):
+    data = stage("regression", ColumnType.NUMBER, loss=loss, bound=bound)
+
+    data.add(answered(["1.5", "1e200"], [1.5, 1e200]))
+    data.label({("r", 0): "1.0", ("r", 1): "1.0"})
+
+    assert losses(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "loss", "label"),
+    [
+        ("regression", ColumnType.NUMBER, "absolute", "1.0"),
+        ("regression", ColumnType.NUMBER, "squared", "1.0"),
+        ("binary", ColumnType.BOOLEAN, "brier", "true"),
+        ("binary", ColumnType.BOOLEAN, "zero_one", "true"),
+        ("multiclass", ColumnType.NUMBER, "zero_one", "1.0"),
+    ],
+)
+def test_an_answer_of_null_is_as_wrong_as_can_be_and_the_row_after_it_has_its_own_score(
+    kind, declared, loss, label
+):
+    data = stage(kind, declared, loss=loss, positive=True if kind == "binary" else None)
+
+    data.add(answered([None, label], [None, 1.0]))
+    data.label({("r", 0): label, ("r", 1): label})
+
+    assert losses(data) == [1.0, 0.0]
+    assert data.arms["challenger"].scores.array.tolist() == [1.0]
