@@ -205,7 +205,7 @@ class StageData:
             for reading in readings
             if reading.test != "quality" or reading.verdict is Verdict.FAIL or (quality and quality.wait)
         ]
-        edges = self._edges()
+        edges, bins = self._edges()
         return Look(
             at=at,
             state=self._stage.state,
@@ -216,7 +216,7 @@ class StageData:
             latency_p50={name: _quantile(arm.milliseconds.array, 0.5) for name, arm in self.arms.items()},
             latency_p95={name: _quantile(arm.milliseconds.array, 0.95) for name, arm in self.arms.items()},
             scores={
-                name: tuple(int(count) for count in np.histogram(arm.scores.array, edges)[0])
+                name: tuple(int(count) for count in np.histogram(arm.scores.array, bins)[0])
                 for name, arm in self.arms.items()
                 if len(edges) > 1
             },
@@ -225,12 +225,19 @@ class StageData:
             verdict=overall(decisive),
         )
 
-    def _edges(self) -> np.ndarray:
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """The edges of the bins that scores are counted in, and the same with the open bins beyond them.
+
+        A regression's lie around its cuts, and not around what was seen: one caller can ask for any number.
+        """
         if self._target.kind is not TaskKind.REGRESSION:
-            return np.linspace(0.0, 1.0, _EDGES + 1)
-        seen = np.concatenate([arm.scores.array for arm in self.arms.values()])
-        seen = seen[np.isfinite(seen)]
-        return np.linspace(seen.min(), seen.max(), _EDGES + 1) if len(seen) and np.ptp(seen) else np.empty(0)
+            edges = np.linspace(0.0, 1.0, _EDGES + 1)
+            return edges, edges
+        if len(self._cuts) < 2:
+            return np.empty(0), np.empty(0)
+        low, high = min(self._cuts), max(self._cuts)
+        edges = np.linspace(low - (high - low) / 2, high + (high - low) / 2, _EDGES + 1)
+        return edges, np.concatenate([[-math.inf], edges, [math.inf]])
 
     def _reading(self, name: str) -> Reading:
         """One test's finding, as a record of it."""

@@ -74,8 +74,9 @@ class Reading(Declared):
 class Look(Declared):
     """One look of the analysis: the state it was made in, what each arm had by then, and every test's reading.
 
-    Rates are parts of 1, latencies milliseconds; None where an arm had no request. `scores` are counts of scores by
-    the edges of `LookEdges`; in shadow the challenger's requests are the copies.
+    Rates are parts of 1, latencies milliseconds; None where an arm had no request. `scores` are counts of scores
+    between `score_edges`, and for a regression beyond them at either end; in shadow the challenger's requests are the
+    copies.
     """
 
     at: datetime

@@ -12,7 +12,7 @@ from tasks.release_data import StageData
 from tasks.release_record import State
 
 
-def stage(kind, declared, *, loss, positive=None, bound=1.0):
+def stage(kind, declared, *, loss, positive=None, bound=1.0, cuts=()):
     """A canary step that is judged by labels."""
     plan = AnalysisPlan.model_validate({"quality": {"loss": loss, "effect": 0.5, "bound": bound}})
     return StageData(
@@ -22,6 +22,7 @@ def stage(kind, declared, *, loss, positive=None, bound=1.0):
         declared,
         names=("v2", "v1"),
         steps=1,
+        cuts=cuts,
     )
 
 
@@ -106,3 +107,14 @@ def test_an_answer_of_null_is_as_wrong_as_can_be_and_the_row_after_it_has_its_ow
 
     assert losses(data) == [1.0, 0.0]
     assert data.arms["challenger"].scores.array.tolist() == [1.0]
+
+
+def test_numbers_far_beyond_the_cuts_are_counted_in_bins_at_the_ends():
+    data = stage("regression", ColumnType.NUMBER, loss="absolute", cuts=(0.0, 5.0, 10.0))
+
+    data.add(answered(["-1.7e308", "5.1", "1.7e308", "1.6e308"], [-1.7e308, 5.1, 1.7e308, 1.6e308]))
+    look = data.look(datetime.now(UTC))
+
+    assert (look.score_edges[0], look.score_edges[-1], len(look.score_edges)) == (-5.0, 15.0, 21)
+    counts = look.scores["challenger"]
+    assert (counts[0], counts[11], counts[-1], sum(counts), len(counts)) == (1, 1, 2, 4, 22)
