@@ -68,10 +68,10 @@ def _one_side(side: str, model: str) -> None:
 
     settle()
 
-    def opened() -> None:
+    def opened(waits: bool = True) -> None:
         from flows.prepare import opened
 
-        opened(model, "dev")
+        opened(model, "dev", waits)
 
     if side == "bare":
         opened()

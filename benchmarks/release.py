@@ -98,7 +98,7 @@ def make(folder: Path) -> Bench:
     settle()
     from flows.server import served
 
-    with served(lambda: None):
+    with served(lambda _: None):
         from flows.promote import promote
         from flows.train import train
 

@@ -107,7 +107,7 @@ def make_bench(folder: Path, *, log_megabytes: int = 8192) -> Bench:
     settle()
     from flows.server import served
 
-    with served(lambda: None):
+    with served(lambda _: None):
         from flows.promote import promote
         from flows.train import train
 

@@ -113,7 +113,7 @@ def _run(as_json: bool, *, models: list[str] | None, env: str, **given: Any) -> 
     session.as_json |= as_json
     failed: FleetError | None = None
 
-    def opened() -> None:
+    def opened(_: bool) -> None:
         ready(models, env)
 
     watch = not (session.verbose or session.as_json) and sys.stderr.isatty()

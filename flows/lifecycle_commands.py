@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,7 +80,7 @@ def _lived(model: str, env: str, *, fresh: bool, keep_up: bool) -> "LifecycleOut
             return standing
         if not session.verbose:
             stack.enter_context(console.stages_shown())
-        stack.enter_context(served(lambda: prepare.opened(model, env)))
+        stack.enter_context(served(partial(prepare.opened, model, env)))
         from flows.lifecycle import lifecycle as lifecycle_flow
 
         return lifecycle_flow(model, env, keep_up)

@@ -1,6 +1,7 @@
 """The command that looks at live traffic."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,7 +37,7 @@ def monitor(
     quiet = session.verbose or session.as_json
     with (
         nullcontext() if quiet else console.stages_shown(),
-        served(lambda: prepare.opened(model, env)),
+        served(partial(prepare.opened, model, env)),
     ):
         outcome = monitor_flow(model, env, window, since, until)
         if session.as_json:

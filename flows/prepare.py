@@ -79,14 +79,15 @@ def prepare(model: str, env: str) -> tuple[LoadedSpec, Platform]:
     return loaded, platform_for(environment)
 
 
-def opened(model: str, env: str) -> None:
-    """Check what every flow begins with, and make the tracking store ready, which takes seconds the first time.
+def opened(model: str, env: str, waits: bool) -> None:
+    """Check what every flow begins with; where there is time, since a server starts, make the tracking store ready.
 
     Raises:
         BadInputError: as `prepare` does.
     """
     loaded, platform = prepare(model, env)
-    standing_champion(platform, loaded.name)
+    if waits:
+        standing_champion(platform, loaded.name)
 
 
 def chosen_sources(loaded: LoadedSpec, given: str | None) -> Mapping[str, Source]:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,7 +39,7 @@ def release(
     from flows import release as releases
     from flows.server import served
 
-    with served(lambda: prepare.opened(model, env)):
+    with served(partial(prepare.opened, model, env)):
         shown = nullcontext() if session.as_json else release_view.shown()
         with shown as view, _asked(view), releases.viewed_by(view or _nothing):
             outcome = releases.release(model, env, version)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +45,7 @@ def retrain(
     with (
         nullcontext() if quiet else console.stages_shown(),
         nullcontext() if quiet else viewed_by(release_view.View(None)),
-        served(lambda: prepare.opened(model, env)),
+        served(partial(prepare.opened, model, env)),
     ):
         outcome = retrain_flow(model, env, reason, None, release, as_of)
     if session.as_json:

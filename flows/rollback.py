@@ -50,5 +50,5 @@ def tell_if_heard(platform: Platform, outcome: RollbackOutcome) -> None:
     if PREFECT_API_URL.value():
         tell_rollback(platform, outcome)
     elif platform.environment.notify:
-        with served(lambda: None):
+        with served(lambda _: None):
             tell_rollback(platform, outcome)

@@ -370,9 +370,9 @@ def _watched(as_json: bool, name: str, model: str, env: str, *arguments: Any) ->
     from flows import console
     from flows.server import served
 
-    def opened() -> None:
+    def opened(waits: bool) -> None:
         importlib.import_module(f"flows.{name}")
-        importlib.import_module("flows.prepare").opened(model, env)
+        importlib.import_module("flows.prepare").opened(model, env, waits)
 
     session.as_json |= as_json
     with nullcontext() if session.verbose else console.stages_shown(), served(opened):

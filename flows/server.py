@@ -131,21 +131,22 @@ class OwnServer:
 
 
 @contextmanager
-def served(opened: Callable[[], None]) -> Iterator[None]:
+def served(opened: Callable[[bool], None]) -> Iterator[None]:
     """Within it, flows have a server: the one that PREFECT_API_URL names, or `prefect up` keeps, or one of their own.
 
-    One of their own starts while `opened` does something else that has to be done first.
+    `opened` checks what has to be right first. It is told whether one of their own starts meanwhile, so that there is
+    time for more.
     """
     if not os.environ.get("PREFECT_API_URL"):
         standing = kept(home())
         if standing is not None and standing.healthy():
             os.environ["PREFECT_API_URL"] = standing.url
     if os.environ.get("PREFECT_API_URL"):
-        opened()
+        opened(False)
         yield
         return
     server = OwnServer()
-    opened()
+    opened(True)
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     server.wait()

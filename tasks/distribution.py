@@ -2,8 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from scipy.special import rel_entr
-from scipy.stats import ks_2samp
 
 _FLOOR = 1e-4
 """Share that an empty bin counts as in PSI; a bin that is empty on one side would make it infinite."""
@@ -26,6 +24,8 @@ def distance(reference: pd.Series, current: pd.Series, test: str) -> float:
     if test == "ks":
         if numeric[0] is None or numeric[1] is None:
             raise ValueError("the Kolmogorov-Smirnov test needs numbers or times")
+        from scipy.stats import ks_2samp
+
         return float(ks_2samp(numeric[0], numeric[1], method="asymp").statistic)
     if numeric[0] is not None and numeric[1] is not None:
         p, q = _decile_shares(numeric[0], numeric[1])
@@ -35,6 +35,8 @@ def distance(reference: pd.Series, current: pd.Series, test: str) -> float:
         p, q = np.maximum(p, _FLOOR), np.maximum(q, _FLOOR)
         return float(np.sum((p - q) * np.log(p / q)))
     if test == "jensen_shannon":
+        from scipy.special import rel_entr
+
         middle = (p + q) / 2
         divergence = (rel_entr(p, middle).sum() + rel_entr(q, middle).sum()) / 2 / np.log(2)
         # Rounding can bring it just below zero, and its root to NaN, where the samples are all but equal.

@@ -4,22 +4,19 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, is_classifier, is_regressor
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
-from sklearn.model_selection import FixedThresholdClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, RobustScaler, StandardScaler, TargetEncoder
 
-from deployments.date_parts import DateParts
 from deployments.errors import BadInputError
 from deployments.measures import TaskKind
 from deployments.spec import ModelSpec
 from deployments.training import CategoricalFeatures, NumericFeatures
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
 
 MISSING = "(missing)"
 """The category that stands for a missing value."""
@@ -31,7 +28,7 @@ MODEL = "model"
 """The name of the estimator's step in the pipeline."""
 
 
-def import_estimator(path: str, allowed_packages: Collection[str]) -> type[BaseEstimator]:
+def import_estimator(path: str, allowed_packages: Collection[str]) -> "type[BaseEstimator]":
     """The estimator class at an import path.
 
     Raises:
@@ -54,12 +51,14 @@ def import_estimator(path: str, allowed_packages: Collection[str]) -> type[BaseE
 
 def make_estimator(
     path: str, params: Mapping[str, Any], allowed_packages: Collection[str], kind: TaskKind, seed: int
-) -> BaseEstimator:
+) -> "BaseEstimator":
     """An unfitted estimator with its parameters set; `random_state` gets the seed where nothing else is said.
 
     Raises:
         BadInputError: an unknown parameter, or a regressor where classes are predicted (or the reverse).
     """
+    from sklearn.base import is_classifier, is_regressor
+
     found = import_estimator(path, allowed_packages)
     try:
         estimator = found()
@@ -80,8 +79,13 @@ def make_estimator(
     return estimator.set_params(**settings)
 
 
-def make_pipeline(spec: ModelSpec, estimator: BaseEstimator) -> Pipeline:
+def make_pipeline(spec: ModelSpec, estimator: "BaseEstimator") -> "Pipeline":
     """Preprocessing as the spec declares it, and the estimator."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import Pipeline
+
+    from deployments.date_parts import DateParts
+
     features = spec.features
     steps: list[tuple[str, Any, list[str]]] = []
     if features.numeric.columns:
@@ -101,12 +105,17 @@ def make_pipeline(spec: ModelSpec, estimator: BaseEstimator) -> Pipeline:
     return Pipeline([("preprocess", preprocess), (MODEL, estimator)])
 
 
-def _imputer(strategy: str, **options: Any) -> SimpleImputer:
+def _imputer(strategy: str, **options: Any) -> "SimpleImputer":
     """An imputer that keeps columns without any value, so that a fold or a slow month cannot lose one."""
+    from sklearn.impute import SimpleImputer
+
     return SimpleImputer(strategy=strategy, keep_empty_features=True, **options)
 
 
 def _numeric(numeric: NumericFeatures) -> Any:
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import RobustScaler, StandardScaler
+
     steps: list[tuple[str, Any]] = []
     if numeric.impute != "none":
         zero = numeric.impute == "zero"
@@ -126,6 +135,9 @@ def _numeric(numeric: NumericFeatures) -> Any:
 
 
 def _categorical(categorical: CategoricalFeatures, kind: TaskKind) -> Any:
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+
     limits = {"min_frequency": categorical.min_frequency, "max_categories": categorical.max_categories}
     encoder: Any
     if categorical.encode == "onehot":
@@ -139,26 +151,34 @@ def _categorical(categorical: CategoricalFeatures, kind: TaskKind) -> Any:
     return Pipeline([("fill", _imputer("constant", fill_value=MISSING)), ("encode", encoder)])
 
 
-def calibrated(pipeline: BaseEstimator, method: str | None, folds: int | Folds) -> BaseEstimator:
+def calibrated(pipeline: "BaseEstimator", method: str | None, folds: int | Folds) -> "BaseEstimator":
     """The pipeline, wrapped in cross-validated calibration where a method is named."""
+    from sklearn.calibration import CalibratedClassifierCV
+
     return CalibratedClassifierCV(pipeline, method=method, cv=folds) if method else pipeline
 
 
-def without_folds(model: BaseEstimator, count: int) -> BaseEstimator:
+def without_folds(model: "BaseEstimator", count: int) -> "BaseEstimator":
     """A fitted model without the row numbers that it was calibrated by: they would travel in its file."""
+    from sklearn.calibration import CalibratedClassifierCV
+
     for part in (model, getattr(model, "estimator", None), getattr(model, "estimator_", None)):
         if isinstance(part, CalibratedClassifierCV):
             part.set_params(cv=count)
     return model
 
 
-def model_prefix(model: BaseEstimator) -> str:
+def model_prefix(model: "BaseEstimator") -> str:
     """What the names of the estimator's own parameters begin with, in a pipeline or a calibrated one."""
+    from sklearn.calibration import CalibratedClassifierCV
+
     return f"estimator__{MODEL}__" if isinstance(model, CalibratedClassifierCV) else f"{MODEL}__"
 
 
-def with_threshold(model: BaseEstimator, threshold: float, positive: object) -> BaseEstimator:
+def with_threshold(model: "BaseEstimator", threshold: float, positive: object) -> "BaseEstimator":
     """A binary classifier that answers yes from `threshold` on, so that every way of serving it agrees."""
+    from sklearn.model_selection import FixedThresholdClassifier
+
     return FixedThresholdClassifier(
         model, threshold=threshold, pos_label=positive, response_method="predict_proba"
     )

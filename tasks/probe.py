@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from deployments.declared import Declared
 from deployments.errors import first_line
@@ -159,6 +157,8 @@ def single_features(
     The score is ROC AUC (one class against the rest, macro average), or R² for regression; at most `rows` rows
     of training data are looked at, and classes with fewer than three of them are left out.
     """
+    from sklearn.model_selection import KFold, StratifiedKFold
+
     chosen = np.sort(np.random.default_rng(0).permutation(len(inputs))[:rows])
     if kind is not TaskKind.REGRESSION:
         _, places, counts = np.unique(truth[chosen], return_inverse=True, return_counts=True)
@@ -197,6 +197,8 @@ def _score_alone(
     values: np.ndarray, truth: np.ndarray, train: np.ndarray, test: np.ndarray, kind: TaskKind
 ) -> float:
     """The score of a tree on one feature; that of a guess where the feature has no value to learn from."""
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
     if np.isnan(values[train]).all():
         return 0.0 if kind is TaskKind.REGRESSION else 0.5
     small = {"max_depth": 4, "min_samples_leaf": 20, "random_state": 0}

@@ -5,12 +5,13 @@ Their keys begin with the registered name, which no two environments share.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.evaluate import Evaluation
-from tasks.gate import GateReport
-from tasks.train import Leaderboard
-from tasks.validate import TableResult
+if TYPE_CHECKING:
+    from tasks.evaluate import Evaluation
+    from tasks.gate import GateReport
+    from tasks.train import Leaderboard
+    from tasks.validate import TableResult
 
 
 def in_a_run() -> bool:
@@ -20,7 +21,7 @@ def in_a_run() -> bool:
     return FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
 
-def publish_contract(name: str, results: Sequence[TableResult]) -> None:
+def publish_contract(name: str, results: "Sequence[TableResult]") -> None:
     """One row a check; failing ones first."""
     rows = [
         {
@@ -39,7 +40,7 @@ def publish_contract(name: str, results: Sequence[TableResult]) -> None:
     _table(artifact_key(name, "contract"), rows, "What the data contract found.")
 
 
-def publish_leaderboard(name: str, leaderboard: Leaderboard) -> None:
+def publish_leaderboard(name: str, leaderboard: "Leaderboard") -> None:
     """One row a candidate, best first."""
     rows: list[dict[str, Any]] = [
         {
@@ -56,7 +57,7 @@ def publish_leaderboard(name: str, leaderboard: Leaderboard) -> None:
     _table(artifact_key(name, "leaderboard"), rows, "Candidates by their score on the validation part.")
 
 
-def publish_metrics(name: str, evaluation: Evaluation) -> None:
+def publish_metrics(name: str, evaluation: "Evaluation") -> None:
     """One row a holdout metric, with its interval."""
     rows = [
         {
@@ -71,7 +72,7 @@ def publish_metrics(name: str, evaluation: Evaluation) -> None:
     _table(artifact_key(name, "metrics"), rows, f"On {evaluation.rows:,} holdout rows.")
 
 
-def publish_gates(name: str, report: GateReport) -> None:
+def publish_gates(name: str, report: "GateReport") -> None:
     """One row a gate."""
     rows = [
         {

@@ -3,21 +3,10 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import loguniform, randint, uniform
-from sklearn.base import BaseEstimator, clone
-from sklearn.model_selection import (
-    GridSearchCV,
-    GroupKFold,
-    KFold,
-    RandomizedSearchCV,
-    StratifiedGroupKFold,
-    StratifiedKFold,
-    TimeSeriesSplit,
-)
 
 from deployments.measures import MEASURES, TaskKind
 from deployments.spec import ModelSpec, Target
@@ -33,6 +22,9 @@ from deployments.training import (
 )
 from tasks.metrics import measure, outputs_of
 from tasks.pipeline import Folds, model_prefix
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,14 @@ def make_folds(
         groups: what may not be torn apart, shape (rows,), or None.
         times: the time of each row, shape (rows,), or None.
     """
+    from sklearn.model_selection import (
+        GroupKFold,
+        KFold,
+        StratifiedGroupKFold,
+        StratifiedKFold,
+        TimeSeriesSplit,
+    )
+
     count, seed = spec.training.folds, spec.training.seed
     classes = spec.target.kind is not TaskKind.REGRESSION
     rows = np.zeros(len(truth))
@@ -87,7 +87,7 @@ def make_scorer(metric: str, target: Target) -> Callable[[Any, pd.DataFrame, np.
 
 def search(
     spec: ModelSpec,
-    pipeline: BaseEstimator,
+    pipeline: "BaseEstimator",
     plan: GridSearch | RandomSearch | HalvingSearch | OptunaSearch | None,
     inputs: pd.DataFrame,
     truth: np.ndarray,
@@ -110,12 +110,14 @@ def search(
 
 def _search(
     spec: ModelSpec,
-    pipeline: BaseEstimator,
+    pipeline: "BaseEstimator",
     plan: GridSearch | RandomSearch | HalvingSearch | OptunaSearch | None,
     inputs: pd.DataFrame,
     truth: np.ndarray,
     folds: Folds,
 ) -> SearchResult:
+    from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+
     metric, seed = spec.training.metric, spec.training.seed
     sign = 1.0 if MEASURES[metric].higher_is_better else -1.0
     scorer = make_scorer(metric, spec.target)
@@ -158,7 +160,7 @@ def _search(
 
 
 def _halving(
-    pipeline: BaseEstimator,
+    pipeline: "BaseEstimator",
     plan: HalvingSearch,
     space: Mapping[str, Any],
     inputs: pd.DataFrame,
@@ -189,7 +191,7 @@ def _halving(
 
 
 def _optuna(
-    pipeline: BaseEstimator,
+    pipeline: "BaseEstimator",
     plan: OptunaSearch,
     inputs: pd.DataFrame,
     truth: np.ndarray,
@@ -225,13 +227,15 @@ def _suggest(trial: Any, name: str, space: Values | Range) -> Any:
 
 
 def _fold_score(
-    pipeline: BaseEstimator,
+    pipeline: "BaseEstimator",
     params: Mapping[str, Any],
     inputs: pd.DataFrame,
     truth: np.ndarray,
     fold: tuple[np.ndarray, np.ndarray],
     scorer: Callable[..., float],
 ) -> float:
+    from sklearn.base import clone
+
     train, test = fold
     model = clone(pipeline).set_params(**params).fit(inputs.iloc[train], truth[train])
     return float(scorer(model, inputs.iloc[test], truth[test]))
@@ -245,6 +249,8 @@ def _prefixed(space: Mapping[str, Values | Range] | Mapping[str, Values], prefix
 
 
 def _distribution(values: Range) -> Any:
+    from scipy.stats import loguniform, randint, uniform
+
     if values.log:
         return _LogIntegers(values) if values.integer else loguniform(values.low, values.high)
     if values.integer:
@@ -256,6 +262,8 @@ class _LogIntegers:
     """Whole numbers, uniform in their logarithm."""
 
     def __init__(self, values: Range) -> None:
+        from scipy.stats import loguniform
+
         self._continuous = loguniform(values.low, values.high)
 
     def rvs(self, random_state: Any = None) -> int:

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 __all__ = [
     "FRACTIONS",
@@ -280,6 +279,8 @@ def _balance(share: Callable[[float], float], low: float, high: float) -> float:
 
 def _log_choose(of: NDArray[Any], few: int) -> Numbers:
     """The log of the number of ways to choose `few`; minus infinity where there are none."""
+    from scipy.special import gammaln
+
     of = np.asarray(of, dtype=np.float64)
     ways: Numbers = np.where(
         of >= few, gammaln(of + 1.0) - gammaln(np.maximum(of - few, 0.0) + 1.0) - lgamma(few + 1.0), -inf

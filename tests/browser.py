@@ -116,6 +116,13 @@ class Browser:
             assert time.monotonic() < deadline, (missing, found)
             time.sleep(0.2)
 
+    def wait_without(self, text, seconds=SECONDS):
+        """Wait until the page that is open has a text no more."""
+        deadline = time.monotonic() + seconds
+        while text in (found := self.value("document.body.innerText")):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+
     def click(self, selector, text=""):
         """Click as a person would on the first element of a selector that has a text, once it is there."""
         place = f"""(() => {{

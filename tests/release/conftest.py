@@ -72,7 +72,7 @@ from pathlib import Path
 from flows.settings import settle
 settle()
 from flows.server import served
-with served(lambda: None):
+with served(lambda _: None):
     from flows.promote import promote
     from flows.train import train
     spec, environment, parameter, value = sys.argv[1:]
