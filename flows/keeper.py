@@ -33,6 +33,10 @@ START_SECONDS = 180.0
 END_SECONDS = 30.0
 _BACK_OFF = (0.5, 30.0)
 _PATIENCE = 2  # a server that never answered and ended as often as this is not started again
+RUNS_AT_ONCE = max(8, 4 * (os.cpu_count() or 1))
+"""How many runs a worker has under way at a time by default; a release waits for requests most of its time."""
+ASKED_AGAIN = 8
+"""How often worker and runs ask a server anew that is too busy to write (Prefect's default is 5): minutes in all."""
 _RELEASE_SECONDS = 12.0  # a keeper that was killed: its children end within this
 
 
@@ -302,11 +306,7 @@ def main(arguments: Sequence[str]) -> int:
             {**ui_settings(prefect_home), **environment},
             logs(home) / "server.log",
         )
-        worker = _Child(
-            [*prefect, "worker", "start", "--pool", pool],
-            without_database(environment),
-            logs(home) / "worker.log",
-        )
+        worker: _Child | None = None
         answered = False
         try:
             while not ended.wait(0.5):
@@ -317,10 +317,17 @@ def main(arguments: Sequence[str]) -> int:
                 if not answered and server.deaths >= _PATIENCE:
                     return 1
                 # The pool is made by whoever started us, once the server answers.
-                if (logs(home) / "worker.wanted").exists():
+                if worker is None and (at_once := _worker_wanted(home)):
+                    worker = _Child(
+                        [*prefect, "worker", "start", "--pool", pool, "--limit", at_once],
+                        {"PREFECT_CLIENT_MAX_RETRIES": str(ASKED_AGAIN), **without_database(environment)},
+                        logs(home) / "worker.log",
+                    )
+                if worker is not None:
                     worker.tend()
         finally:
-            worker.stop()
+            if worker is not None:
+                worker.stop()
             server.stop()
             (logs(home) / "worker.wanted").unlink(missing_ok=True)
     return 0
@@ -338,9 +345,19 @@ def _taken(lock: IO[str]) -> bool:
     return False
 
 
-def begin_worker(home: Path) -> None:
-    """Have the keeper start its worker, whose pool stands by now."""
-    (logs(home) / "worker.wanted").touch()
+def begin_worker(home: Path, at_once: int = RUNS_AT_ONCE) -> None:
+    """Have the keeper start its worker, whose pool stands by now, for so many runs at a time."""
+    staged = logs(home) / "worker.partial"
+    staged.write_text(str(at_once))
+    staged.replace(logs(home) / "worker.wanted")
+
+
+def _worker_wanted(home: Path) -> str:
+    """For how many runs at a time a worker is asked for; empty where none is."""
+    try:
+        return (logs(home) / "worker.wanted").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":

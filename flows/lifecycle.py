@@ -211,6 +211,9 @@ class _Life:
         seen = self._monitored(3, traffic, "monitor")
         february = self._step("labels-february", LabelsCame, lambda: self._labels(2, MONTHS[3]))
         march = self._step("labels", LabelsCame, lambda: self._labels(3, MONTHS[3]))
+        before = self._record.step("2-traffic", TrafficSent, self._never)
+        judged = self._monitored(2, before, "monitor-february"), self._monitored(3, traffic, "monitor-march")
+        seen = (*seen, *judged[0], *judged[1])
         alerts = [alert for one in seen for alert in one.outcome.alerts if not alert.acknowledged]
         wanted = [alert for alert in alerts if alert.kind in self._loaded.spec.retrain.on]
         found: dict[str, Any] = {"traffic": traffic, "monitored": seen, "labels": (february, march)}

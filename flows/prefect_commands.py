@@ -29,6 +29,15 @@ def prefect_up(
             "what PREFECT_SERVER_DATABASE_CONNECTION_URL says, and a file under the data home otherwise.",
         ),
     ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--at-once",
+            min=1,
+            help="How many runs the worker has under way at a time; by default four for each processor, and at "
+            "least eight. The others wait.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start server and worker, make the work pool, and deploy the environment's flows of every model."""
@@ -55,7 +64,7 @@ def prefect_up(
         from flows.work_pools import make_work_pools
 
         make_work_pools(environment.name)
-        keeper.begin_worker(home())
+        keeper.begin_worker(home(), at_once or keeper.RUNS_AT_ONCE)
     with console.waiting("deploying"):
         command = [
             sys.executable,

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from contextvars import ContextVar, copy_context
+from typing import Any, Self
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -29,6 +29,20 @@ def on_a_worker() -> Iterator[None]:
         _on_a_worker.reset(before)
 
 
+class _Processes(ProcessPoolTaskRunner):
+    """Prefect's pool of processes, whose messages reach the server of the run.
+
+    The thread that passes on events and logs of the processes knows, in Prefect 3.8, only the settings that stood when
+    Prefect was imported. Without an address among them it starts a server of its own, which nobody sees or ends.
+    """
+
+    def __enter__(self) -> Self:
+        """Begin, with that thread in the context of the run."""
+        context, forward = copy_context(), self._forward_subprocess_messages
+        self._forward_subprocess_messages = lambda: context.run(forward)  # type: ignore[method-assign]
+        return super().__enter__()
+
+
 def task_runner(environment: Environment, workers: int | None = None) -> TaskRunner[Any]:
     """Threads, processes or a Dask cluster; of so many workers where that is said and the cluster is not yet there."""
     config = environment.task_runner
@@ -36,7 +50,7 @@ def task_runner(environment: Environment, workers: int | None = None) -> TaskRun
     if _on_a_worker.get():
         return ThreadPoolTaskRunner(max_workers=1)
     if isinstance(config, ProcessRunner):
-        return ProcessPoolTaskRunner(max_workers=workers)
+        return _Processes(max_workers=workers)
     if isinstance(config, DaskRunner):
         from prefect_dask import DaskTaskRunner
 

@@ -145,16 +145,20 @@ class Month(Declared):
     def in_order(self) -> tuple[Declared, ...]:
         """All its facts, in the order in which it was lived."""
         first = self.released is not None and self.released.release.champion is None
-        judged = [self.trained, self.released]
+        offered = [self.trained, self.released]
+        early = [one for one in self.labels if one.known <= self.begins]
+        late = [one for one in self.labels if one.known > self.begins]
+        judged = [one for one in self.monitored if one.outcome.labelled]
         found = [
-            *(judged if first else []),
-            *(one for one in self.labels if one.known <= self.begins),
-            *(one for one in self.monitored if one.month < self.number),
+            *(offered if first else []),
+            *early,
+            *(judged if early else []),
             self.traffic,
-            *(one for one in self.monitored if one.month == self.number),
-            *(one for one in self.labels if one.known > self.begins),
+            *(one for one in self.monitored if not one.outcome.labelled),
+            *late,
+            *([] if early else judged),
             self.retrained,
-            *([] if first else judged),
+            *([] if first else offered),
         ]
         return tuple(one for one in found if one is not None)
 

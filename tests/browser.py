@@ -124,7 +124,7 @@ class Browser:
             time.sleep(0.2)
 
     def click(self, selector, text=""):
-        """Click as a person would on the first element of a selector that has a text, once it is there."""
+        """Click as a person would on the first element of a selector that has a text, once it is there and rests."""
         place = f"""(() => {{
             const found = [...document.querySelectorAll({json.dumps(selector)})]
                 .find(one => one.innerText.includes({json.dumps(text)}) && one.getBoundingClientRect().width);
@@ -134,12 +134,28 @@ class Browser:
             return [box.x + box.width / 2, box.y + box.height / 2];
         }})()"""
         deadline = time.monotonic() + SECONDS
-        while (point := self.value(place)) is None:
+        before, point = None, self.value(place)
+        while point is None or point != before:
             assert time.monotonic() < deadline, (selector, text, self.value("document.body.innerText"))
             time.sleep(0.2)
+            before, point = point, self.value(place)
         where = {"x": point[0], "y": point[1], "button": "left", "clickCount": 1}
         for kind in ("mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, **where)
+
+    def fill(self, label, text):
+        """Write into the field that a label is of, as a person would who clicked on it first."""
+        self.click(self._field_of(label))
+        self.ask("Input.insertText", text=text)
+
+    def choose(self, label, option):
+        """Choose an option of the list that a label is of."""
+        self.click(self._field_of(label))
+        self.click("[role=option]", option)
+
+    def _field_of(self, label):
+        named = f"[...document.querySelectorAll('label')].find(one => one.innerText === {json.dumps(label)})"
+        return f"[id={json.dumps(self.value(f'{named}.htmlFor'))}]"
 
     def value(self, expression):
         """What a JavaScript expression is; the page itself may forbid scripts."""
@@ -190,7 +206,9 @@ def browser(folder):
     with (folder / "browser.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        with connect(_page_address(folder, process), max_size=None, open_timeout=SECONDS) as socket:
+        address = _page_address(folder, process)
+        # A tab that shows something while a test does something else is not read, and answers no ping then.
+        with connect(address, max_size=None, open_timeout=SECONDS, ping_interval=None) as socket:
             tab = Browser(socket)
             for domain in ("Page", "Runtime", "Log", "Network"):
                 tab.ask(f"{domain}.enable")

@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -24,6 +26,8 @@ from tasks.register import ledger_of
 from tasks.release_record import State
 from tasks.tracking import Tracking
 from tasks.verdict import Verdict
+from tests.browser import browser
+from tests.prefect_ui import Seen, kept_server
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 1500
@@ -53,17 +57,24 @@ def killed_behind(step, command, environment, log):
         life.wait()
 
 
+@pytest.fixture
+def ui_server(tmp_path):
+    """A Prefect server with its UI, in a home of its own; its address."""
+    with kept_server(tmp_path / "server") as url:
+        yield url
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_life_that_was_killed_carries_on_and_every_month_comes_out_as_told(
-    home, furnish, prefect_server, tmp_path, command_line
+    home, furnish, ui_server, tmp_path, command_line, subtests
 ):
     furnish(home / "demo")
     folder = home / "demo" / "lifecycle" / "churn"
     environment = {
         **os.environ,
         "CONTENDER_HOME": str(home),
-        "PREFECT_API_URL": prefect_server,
+        "PREFECT_API_URL": ui_server,
         "PREFECT_HOME": str(tmp_path / "prefect"),
     }
     killed_behind(
@@ -73,7 +84,7 @@ def test_a_life_that_was_killed_carries_on_and_every_month_comes_out_as_told(
     assert of_this_home(home)
     trained_before = json.loads((folder / "1-train.json").read_text())
 
-    done = command_line("--json", timeout=SECONDS)
+    done = command_line("--json", timeout=SECONDS, PREFECT_API_URL=ui_server)
 
     assert done.returncode == 0, (done.stderr[-3000:], done.stdout[-3000:])
     life = LifecycleOutcome.model_validate_json(done.stdout)
@@ -86,6 +97,10 @@ def test_a_life_that_was_killed_carries_on_and_every_month_comes_out_as_told(
     what_stands_after_it(life, platform)
     assert of_this_home(home) == []
     told_again(life, command_line)
+    with subtests.test("in a browser"), browser(tmp_path) as tab:
+        seen = Seen(tab, ui_server)
+        prefect_shows_it(seen)
+        mlflow_shows_it(seen, platform, tmp_path)
 
 
 def first_month(month, trained_before):
@@ -117,10 +132,17 @@ def second_month(month, folder):
 
 
 def third_month(month):
-    assert len(month.traffic.windows) == len(month.monitored) == 2
-    assert [one.outcome.verdicts["drift"] for one in month.monitored] == [Verdict.FAIL, Verdict.FAIL]
+    assert len(month.traffic.windows) == 2
+    first, second, *judged = month.monitored
+    assert [one.outcome.verdicts["drift"] for one in (first, second)] == [Verdict.FAIL, Verdict.FAIL]
     # One window is not enough: it takes two of the last three, and the latest.
-    assert not any(alert.kind == "drift" for alert in month.monitored[0].outcome.alerts)
+    assert not any(alert.kind == "drift" for alert in first.outcome.alerts)
+    # The same windows once more, and February's, by the labels that came meanwhile.
+    assert [(one.month, one.outcome.labelled) for one in judged] == [(2, 900), (3, 450), (3, 450)]
+    assert [one.outcome.window for one in judged[1:]] == [first.outcome.window, second.outcome.window]
+    assert judged[0].outcome.verdicts["quality"] is Verdict.PASS
+    assert all(one.outcome.verdicts["quality"] is not Verdict.INCONCLUSIVE for one in judged)
+    assert month.in_order[-2] == judged[-1]
     assert "contender.drift.detected" in month.alerts
     assert month.retrained.state == "promoted"
     assert month.retrained.trained.compared_with == "1"
@@ -198,6 +220,61 @@ def told_again(life, command_line):
         life.timeline[-20:],
     ):
         assert words in said.stdout
+
+
+def prefect_shows_it(seen):
+    """Runs by their names, the stages of the retraining, and what the gates, windows and releases came to."""
+    seen.page("runs", "churn · lifecycle", "churn · release", "demo", name="prefect-runs")
+    # An advertisement, which Prefect shows until it has read that it should not.
+    seen.tab.wait_without("Upgrade")
+    life = seen.run_called("churn · lifecycle")
+    seen.page(f"runs/flow-run/{life}", "churn · lifecycle", "Completed")
+    seen.page(f"runs/flow-run/{life}?tab=SubflowRuns", "churn · train", "churn · retrain", "churn · monitor")
+    trained = seen.run_called("churn · train")
+    seen.page(f"runs/flow-run/{trained}", "churn · train", "Completed", "v3", name="prefect-training")
+    stages = ("ingest events", "validate events", "contract", "features", "split", "candidate boosting")
+    seen.page(f"runs/flow-run/{trained}?tab=TaskRuns", *stages, "evaluate", "gate", "register", "report")
+    seen.page(f"artifacts/artifact/{seen.artifact('demo-churn-contract')}", "verdict", "failing rows")
+    seen.page(f"artifacts/artifact/{seen.artifact('demo-churn-leaderboard')}", "rank", "boosting")
+    gates = seen.artifact("demo-churn-gates")
+    seen.page(f"artifacts/artifact/{gates}", "threshold", "roc_auc", "pass", name="prefect-gates")
+    window = seen.artifact("demo-churn-monitoring")
+    seen.page(f"artifacts/artifact/{window}", "drift", "fail", "Alert", name="prefect-drift")
+    released = seen.artifact("demo-churn-release")
+    seen.page(f"artifacts/artifact/{released}", "rolled back", "scores", name="prefect-release")
+    seen.page(f"artifacts/artifact/{seen.artifact('demo-churn-release-progress')}", "canary")
+    seen.page(f"artifacts/artifact/{seen.artifact('demo-churn-release-tests')}", "scores", "latency")
+    assert seen.outside == []
+
+
+def answers(url):
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def mlflow_shows_it(seen, platform, folder):
+    """The versions with their aliases, in the UI that the summary of a training names a command for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", platform.mlflow.tracking_uri]
+    command += ["--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "mlflow.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not answers(f"{url}/health"):
+            assert time.monotonic() < deadline, (folder / "mlflow.log").read_text()[-3000:]
+            time.sleep(0.5)
+        seen.tab.visit(f"{url}/#/models/demo-churn", "Version 2", "champion", "previous")
+        seen.keep("mlflow-model")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 @pytest.mark.usefixtures("home")

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from prefect.server.api.server import SubprocessASGIServer
 
 from deployments.environment import load_environment
 from deployments.errors import BadInputError
@@ -189,6 +190,8 @@ def test_candidates_train_the_same_in_processes_and_on_dask(
     with pytest.raises(GatesRefusedError) as refused:
         train(str(make_model("binary", ask_too_much, rows=400)), env=str(environment))
 
+    # No server but the session's: one that Prefect starts unasked would hear of the candidates instead.
+    assert not SubprocessASGIServer._instances
     threads, other = promoted.outcome.trained, refused.value.outcome
     assert other.trained.digest == threads.trained.digest
     scores = [[item.folds for item in outcome.leaderboard.candidates] for outcome in (threads, other)]
