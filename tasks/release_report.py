@@ -155,8 +155,9 @@ def _log(platform: Platform, release: Release, page: str) -> str:
 def release_artifacts(release: Release, looks: Sequence[Look]) -> str:
     """Transitions and last readings in Markdown, for an artifact in the Prefect UI."""
     lines = [f"# {release.model}: {_BADGES.get(release.state, ('', '', release.state.value))[2]}", ""]
+    approved = f" Approved by {', '.join(release.approvers)}." if release.approvers else ""
     lines += [
-        _lead(release),
+        f"{_lead(release)}{approved}",
         "",
         "| state | share | decided | in effect | why |",
         "| --- | --- | --- | --- | --- |",

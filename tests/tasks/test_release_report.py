@@ -223,8 +223,11 @@ def test_a_report_is_written_also_where_mlflow_does_not_take_it(platform, monkey
 
 
 def test_markdown_for_prefect_has_transitions_and_last_readings():
-    text = release_artifacts(released(State.ROLLED_BACK), looks(failing=True))
+    release = released(State.ROLLED_BACK).model_copy(update={"approvers": ("olga", "olga@example.com")})
 
+    text = release_artifacts(release, looks(failing=True))
+
+    assert "Approved by olga, olga@example.com." in text
     assert "| canary 50 % | 50 % |" in text
     assert "| Error rate | **fail** | +5.00 pp | +2.00 to +8.00 pp | 400 | 410 | canary 50 % |" in text
     assert "Nothing was analysed." in release_artifacts(released(State.REJECTED), [])
