@@ -5,6 +5,7 @@ With CONTENDER_SCREENSHOTS=FOLDER in the environment, pages that have a name are
 
 import os
 import socket
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from flows import keeper
 from flows.database import chosen_database
 from tests.prefect_api import asked
 
+DRAWN_SECONDS = 4
+"""Graphs are drawn a while after a page has its text; only pictures need them."""
 SMALL_BYTES = 150_000
 """Pictures are for docs."""
 
@@ -55,6 +58,7 @@ class Seen:
     def keep(self, name):
         folder = os.environ.get("CONTENDER_SCREENSHOTS")
         if folder and name:
+            time.sleep(DRAWN_SECONDS)
             file = self.tab.picture(Path(folder) / f"{name}.png", whole=False)
             Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
             assert file.stat().st_size < SMALL_BYTES

@@ -236,10 +236,10 @@ def prefect_shows_it(seen):
     gates = seen.artifact("demo-churn-gates")
     seen.page(f"artifacts/artifact/{gates}", "threshold", "roc_auc", "pass", name="prefect-gates")
     window = seen.artifact("demo-churn-monitoring")
-    seen.page(f"artifacts/artifact/{window}", "drift", "fail", "Alert", name="prefect-drift")
+    seen.page(f"artifacts/artifact/{window}", "Data drift", "fail", "drift.detected", name="prefect-drift")
     released = seen.artifact("demo-churn-release")
     seen.page(f"artifacts/artifact/{released}", "rolled back", "scores", name="prefect-release")
-    seen.page(f"artifacts/artifact/{seen.artifact('demo-churn-release-progress')}", "canary")
+    seen.page(f"artifacts/artifact/{seen.artifact('demo-churn-release-progress')}", "rolled back", "Progress")
     seen.page(f"artifacts/artifact/{seen.artifact('demo-churn-release-tests')}", "scores", "latency")
     assert seen.outside == []
 
