@@ -53,7 +53,7 @@ import sys
 from flows.settings import settle
 settle()
 from flows.server import served
-with served(lambda: None):
+with served(lambda _: None):
     from flows.promote import promote
     from flows.train import train
     train(*sys.argv[1:])
