@@ -195,8 +195,8 @@ def main() -> None:
         ],
         rows,
         f"{BURST_TASKS} task runs in each burst; the worker has {RUNS_AT_ONCE} runs under way at a time. "
-        f"Worker, runs and whoever submits ask a busy server {ASKED_AGAIN} times more (Prefect's default is 5). One run of "
-        f"each. Load of the machine at the end: {os.getloadavg()[0]:.1f}.",
+        f"Worker, runs and whoever submits ask a busy server {ASKED_AGAIN} times more (Prefect's default is 5). "
+        f"One run of each. Load of the machine at the end: {os.getloadavg()[0]:.1f}.",
     )
 
 
