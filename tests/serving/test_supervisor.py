@@ -251,7 +251,8 @@ def test_a_lease_that_lapses_gives_everything_back_to_the_champion(plane):
 
     assert held == "challenger"
     assert lapsed >= expires
-    assert plane.status()["endpoints"][MODEL]["traffic"]["routes"] == routes(champion=100)
+    # The gateway is asked first, and status is written once it said that it does.
+    eventually(lambda: plane.status()["endpoints"][MODEL]["traffic"]["routes"] == routes(champion=100))
 
 
 def test_a_lease_that_lapsed_while_nothing_was_up_is_not_served(plane):
@@ -365,7 +366,7 @@ def test_an_endpoint_that_is_deleted_ends_its_workers(plane):
     plane.client.delete_endpoint(MODEL)
 
     eventually(lambda: not live([worker]))
-    assert plane.status()["endpoints"] == {}
+    eventually(lambda: plane.status()["endpoints"] == {})
 
 
 def test_more_workers_share_the_requests(plane):
