@@ -46,7 +46,7 @@ class DriftPlan(Declared):
 
     A column drifts in a window if its p-value, adjusted for the number of columns, is below `alpha` and its distance
     is at least what matters; it is an alert once it did in `needed` of the last `windows` windows, the newest among
-    them. Windows that overlap count once.
+    them. Windows that overlap count once, those of another length not at all.
     """
 
     alpha: float = Field(0.01, gt=0, lt=1, description="Chance that a window without drift shows any.")

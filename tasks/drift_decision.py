@@ -9,6 +9,12 @@ from tasks.verdict import Verdict
 
 _KINDS: tuple[AlertKind, ...] = ("drift", "prediction_drift")
 
+ALIKE = 1.5
+"""Windows count together where the longer one is at most so many times as long as the other.
+
+Windows of a schedule are equally long; those that are given by their moments, as those of a life, are nearly so.
+"""
+
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted so that any of them is below alpha by chance with a probability of at most alpha.
@@ -33,7 +39,8 @@ def alert_of(plan: DriftPlan, history: Sequence[Sequence[MetricRow]]) -> Alert |
     `prediction_drift`. A column is alerted to if it failed in the newest window and in `plan.needed` of the last
     `plan.windows`. Those are counted backwards from the newest, each ending where the one after it begins or
     earlier: windows that overlap share rows, and are not evidence twice. Windows of other versions do not count,
-    since those were compared with another reference; inconclusive ones count as without drift.
+    since those were compared with another reference, nor do windows of another length (see `ALIKE`): a look at half a
+    day neither confirms nor clears what weeks show. Inconclusive ones count as without drift.
 
     Raises:
         ValueError: the rows are of no such kind, or of both.
@@ -65,9 +72,15 @@ def _apart(history: Sequence[Sequence[MetricRow]]) -> Iterable[Sequence[MetricRo
     last: Window | None = None
     for rows in filter(None, reversed(history)):
         first = rows[0]
-        if first.version == newest.version and (last is None or first.window.end <= last.start):
+        comparable = first.version == newest.version and _as_long(first.window, newest.window)
+        if comparable and (last is None or first.window.end <= last.start):
             last = first.window
             yield rows
+
+
+def _as_long(one: Window, other: Window) -> bool:
+    shorter, longer = sorted((one.end - one.start, other.end - other.start))
+    return longer <= ALIKE * shorter
 
 
 def _failed(rows: Sequence[MetricRow]) -> set[str]:

@@ -114,6 +114,25 @@ def test_overlapping_windows_are_not_evidence_twice():
     assert alert_of(PLAN, [*sliding, looked(7, "pace")]).subjects == ("pace",)
 
 
+def test_a_look_at_a_shorter_window_clears_nothing():
+    weeks = [looked(0, "pace"), looked(7, "pace")]
+    half_a_day = looked(6.9, length=0.1)
+
+    assert alert_of(PLAN, [looked(0, "pace"), half_a_day, looked(7, "pace")]) == alert_of(PLAN, weeks)
+    assert alert_of(PLAN, weeks) is not None
+
+
+def test_looks_at_shorter_windows_confirm_nothing():
+    half_hours = [looked(6.96, "pace", length=1 / 48), looked(6.98, "pace", length=1 / 48)]
+
+    assert alert_of(PLAN, [*half_hours, looked(7, "pace")]) is None
+    assert alert_of(PLAN, [looked(-7, "pace"), looked(0, "pace"), half_hours[0]]) is None
+
+
+def test_windows_given_by_their_moments_count_together_where_they_are_about_as_long():
+    assert alert_of(PLAN, [looked(0, "pace", length=6.5), looked(7, "pace")]) is not None
+
+
 def test_of_overlapping_windows_those_count_that_fit_before_the_newest():
     # Counted: day 14, day 7, day 0; what drifted on the days between does not.
     history = [looked(day, *(["pace"] if day in {5, 6, 12, 13, 14} else [])) for day in range(15)]
