@@ -4,9 +4,8 @@ Each part reads what it needs and gives rows back. They are put into the table t
 whole or not at all, and one that is looked at again replaces itself.
 """
 
-import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +45,7 @@ from tasks.monitoring_record import (
     MonitorOutcome,
     verdict_of,
 )
+from tasks.monitoring_series import log_window
 from tasks.quality import (
     Looked,
     estimated_rows,
@@ -288,7 +288,10 @@ def concluded(
     alerts = acknowledged(
         platform, watched.model, alerts_of(loaded.spec.monitoring, rows, standing), watched.window
     )
-    problems = [*watched.problems, *_logged(platform, watched, rows)]
+    problems = [
+        *watched.problems,
+        *log_window(platform, watched.ref, loaded.spec.monitoring, watched.window, rows),
+    ]
     drift = drift_report(platform, watched)
     outcome = MonitorOutcome(
         model=watched.model,
@@ -315,39 +318,6 @@ def verdicts_of(rows: Sequence[MetricRow], version: str) -> dict[str, Verdict]:
     return {
         kind: verdict_of(row for row in rows if row.kind == kind and row.version == version) for kind in kinds
     }
-
-
-def _logged(platform: Platform, watched: Watched, rows: Sequence[MetricRow]) -> list[str]:
-    """Put what is of the whole window beside the version's run, once a value; what MLflow does not take is told.
-
-    The step is the hour in which the window ends, counted from 1970. A value that changed, as when labels came, is
-    logged again with a later time.
-    """
-    from mlflow.entities import Metric
-    from mlflow.exceptions import MlflowException
-
-    client, run = Tracking(platform).client, watched.ref.run_id
-    step = int(watched.window.end.timestamp() // 3600)
-    now = int(datetime.now(UTC).timestamp() * 1000)
-    try:
-        new = []
-        for row in rows:
-            if (
-                row.version != watched.version
-                or row.subject
-                or row.value is None
-                or not math.isfinite(row.value)
-            ):
-                continue
-            name = f"monitoring/{row.kind}/{row.metric}"
-            known = [one for one in client.get_metric_history(run, name) if one.step == step]
-            if not known or max(known, key=lambda one: one.timestamp).value != row.value:
-                new.append(Metric(name, row.value, now, step))
-        if new:
-            client.log_batch(run, metrics=new)
-    except (MlflowException, OSError) as error:
-        return [f"the run of {watched.ref.name} version {watched.version} did not take the metrics: {error}"]
-    return []
 
 
 def _nothing_joined() -> Joined:
