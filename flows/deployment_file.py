@@ -16,7 +16,7 @@ from deployments.errors import BadInputError
 from deployments.monitoring import ALERT_EVENTS, AlertKind
 from deployments.spec import LoadedSpec, load_spec, shipped_models
 
-__all__ = ["FILE", "changes", "prefect_yaml"]
+__all__ = ["FILE", "changes", "names_of", "prefect_yaml"]
 
 FILE = Path("prefect.yaml")
 
@@ -107,6 +107,27 @@ def changes(standing: str, wanted: str) -> list[str]:
     said += [f"{name}: nothing asks for it any more" for name in before if name not in after]
     said += [f"{name}: is another" for name in after if name in before and before[name] != after[name]]
     return said or ["the text is another, and the deployments are the same"]
+
+
+def names_of(environment: str) -> list[str]:
+    """The names that the file has for an environment; several flows share one.
+
+    Raises:
+        BadInputError: the file is not here, is none of deployments, or has none of this environment.
+    """
+    try:
+        found = _by_name(FILE.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(
+            f"{FILE}: cannot be read: {error.strerror}; write it with: python -m flows.run deployments sync"
+        ) from None
+    names = [one["name"] for one in found.values() if one.get("parameters", {}).get("env") == environment]
+    if not names:
+        raise BadInputError(
+            f"{FILE}: no deployment is of environment {environment}; "
+            "write it anew with: python -m flows.run deployments sync"
+        )
+    return list(dict.fromkeys(names))
 
 
 def _by_name(text: str) -> dict[str, Any]:

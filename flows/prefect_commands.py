@@ -44,9 +44,11 @@ def prefect_up(
     from deployments.environment import home, load_environment
     from flows import console, keeper
     from flows.database import check_database, chosen_database, without_database
+    from flows.deployment_file import names_of
 
     session.as_json |= as_json
     environment = load_environment(env)
+    names = names_of(environment.name)
     # Prefect reads its settings once, when it is first imported, which the next line does.
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     chosen, last = chosen_database(database), keeper.kept_last(home())
@@ -66,15 +68,9 @@ def prefect_up(
         make_work_pools(environment.name)
         keeper.begin_worker(home(), at_once or keeper.RUNS_AT_ONCE)
     with console.waiting("deploying"):
-        command = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "--no-prompt",
-            "deploy",
-            "--name",
-            f"*-{environment.name}",
-        ]
+        # By whole names: a pattern deploys what shares a name once for each that shares it.
+        named = [part for name in names for part in ("--name", name)]
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *named]
         done = subprocess.run(
             command, env=without_database(os.environ), capture_output=True, text=True, check=False
         )

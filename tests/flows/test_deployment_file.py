@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from deployments.errors import BadInputError
-from flows.deployment_file import changes, prefect_yaml
+from flows.deployment_file import changes, names_of, prefect_yaml
 from flows.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,3 +62,24 @@ def test_a_check_writes_nothing_and_sync_writes_what_is_asked_for(tmp_path, caps
 
     assert path.read_text() == prefect_yaml()
     assert "up to date" in capsys.readouterr().out
+
+
+def test_an_environment_has_each_name_once(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    assert sorted(names_of("dev")) == sorted(
+        {one["name"] for one in declared() if one["parameters"]["env"] == "dev"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cannot be read"), ("a: [", "no file of deployments"), ("deployments: []", "environment dev")],
+)
+def test_a_file_without_deployments_of_the_environment_says_so(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / "prefect.yaml").write_text(text)
+
+    with pytest.raises(BadInputError, match=f"prefect.yaml: .*{said}"):
+        names_of("dev")
