@@ -261,7 +261,7 @@ def _service_plots(
 
     found: dict[str, list[MetricRow]] = {}
     for row in rows:
-        if row.kind == "service" and row.value is not None:
+        if row.kind == "service" and row.value is not None and not row.subject:
             found.setdefault(row.metric, []).append(row)
     quantiles = ("p95_milliseconds", "p50_milliseconds")
     latency: dict[str, Sequence[MetricRow]] = {name: found[name] for name in quantiles if name in found}

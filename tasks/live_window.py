@@ -29,11 +29,12 @@ __all__ = [
     "PREDICTION_NUMBER",
     "SCORE",
     "Calls",
+    "EndpointCalls",
     "Joined",
     "answered_batches",
     "answered_entities",
-    "calls_by_version",
     "columns_of",
+    "endpoint_calls",
     "inputs_frame",
     "join_labels",
     "labelled_inputs",
@@ -57,37 +58,48 @@ _FORBIDDEN = str.maketrans(dict.fromkeys(" ,;{}()\n\t=", "_"))
 
 @dataclass(frozen=True)
 class Calls:
-    """What one version answered in a window; `shadow` are copies, whose answers nobody saw.
+    """What one version, or all of an endpoint, answered in a window; `shadow` are copies, whose answers nobody saw.
 
     Of `requests`, `failed` ended on our side (5xx) and `refused` on the caller's (4xx); the others were answered,
     and `rows` were predicted in them. Milliseconds are of those that were answered, None where there are none; `low`
-    and `high` are the ends of the 95 % interval of the 95th percentile.
+    and `high` are the ends of the 95 % interval of the 95th percentile. `version` is empty where it is all of them.
     """
 
-    version: str
-    shadow: bool
-    requests: int
-    failed: int
-    refused: int
-    rows: int
-    p50: float | None
-    p95: float | None
-    p95_low: float | None
-    p95_high: float | None
+    version: str = ""
+    shadow: bool = False
+    requests: int = 0
+    failed: int = 0
+    refused: int = 0
+    rows: int = 0
+    p50: float | None = None
+    p95: float | None = None
+    p95_low: float | None = None
+    p95_high: float | None = None
 
 
-def calls_by_version(platform: Platform, log: Predictions, window: Window) -> tuple[Calls, ...]:
-    """What each version answered in a window, callers before copies, in the order of the versions."""
+@dataclass(frozen=True)
+class EndpointCalls:
+    """What an endpoint answered in a window: `whole` to callers, whichever version did, and `versions` one by one.
+
+    Versions stand in their order, what they answered to callers before copies.
+    """
+
+    whole: Calls = Calls()
+    versions: tuple[Calls, ...] = ()
+
+
+def endpoint_calls(platform: Platform, log: Predictions, window: Window) -> EndpointCalls:
+    """What was answered in a window, by all versions together and by each."""
     columns = ["model_version", "shadow", "row", "status_code", "execution_duration_ms"]
     with query_session(platform) as connection:
         connection.register("log", _scan(log, window, columns))
         connection.execute("CREATE TABLE calls AS SELECT * FROM log")
         found = connection.sql(
             """
-            SELECT model_version, shadow, count(*) FILTER ("row" = 0),
+            SELECT coalesce(model_version, ''), shadow, count(*) FILTER ("row" = 0),
                 count(*) FILTER ("row" = 0 AND status_code >= 500),
                 count(*) FILTER ("row" = 0 AND status_code BETWEEN 400 AND 499), count(*) FILTER (status_code < 400)
-            FROM calls GROUP BY model_version, shadow
+            FROM calls GROUP BY GROUPING SETS ((model_version, shadow), (shadow))
             """
         ).fetchall()
         calls = []
@@ -96,13 +108,16 @@ def calls_by_version(platform: Platform, log: Predictions, window: Window) -> tu
             ((latencies,),) = connection.execute(
                 """
                 SELECT quantile_cont(execution_duration_ms, [$0, $1, $2, $3]) FROM calls
-                WHERE model_version = $version AND shadow = $shadow AND "row" = 0 AND status_code < 400
+                WHERE $version IN ('', model_version) AND shadow = $shadow AND "row" = 0 AND status_code < 400
                 """.replace("$0, $1, $2, $3", ", ".join(f"{cut:.9f}" for cut in cuts)),
                 {"version": version, "shadow": shadow},
             ).fetchall()
             p50, p95, low, high = latencies or (None,) * 4
             calls.append(Calls(version, shadow, requests, failed, refused, rows, p50, p95, low, high))
-    return tuple(calls)
+    return EndpointCalls(
+        whole=next((one for one in calls if not one.version and not one.shadow), Calls()),
+        versions=tuple(one for one in calls if one.version),
+    )
 
 
 def _by_version(found: Sequence[Any]) -> tuple[bool, int, str]:

@@ -91,7 +91,7 @@ def drift_report(platform: Platform, watched: Watched) -> Path:
 
 
 def service_part(loaded: LoadedSpec, watched: Watched) -> list[MetricRow]:
-    """Service levels, of the version that is judged and of the others."""
+    """Service levels of the endpoint, and the figures of each version that answered callers."""
     lost = lost_within(watched.log.lost, watched.window) if watched.log is not None else 0
     return service_rows(loaded.spec.monitoring.service, watched.calls, watched.window, watched.version, lost)
 

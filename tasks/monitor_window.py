@@ -9,7 +9,7 @@ from deployments.monitoring import MonitoringSpec
 from deployments.spec import LoadedSpec, ModelSpec
 from platforms.platform import Platform, Predictions
 from tasks.champion import ChampionMissing, ChampionRef, standing_champion, trained_spec, version_ref
-from tasks.live_window import Calls, calls_by_version
+from tasks.live_window import Calls, EndpointCalls, endpoint_calls
 from tasks.monitoring_record import Window
 from tasks.register import PROMOTED, RESTORED, ledger_of
 from tasks.score import require_champion
@@ -33,7 +33,7 @@ class Watched:
     spec: ModelSpec
     window: Window
     log: Predictions | None
-    calls: tuple[Calls, ...]
+    calls: EndpointCalls
     problems: tuple[str, ...] = ()
 
     @property
@@ -44,7 +44,9 @@ class Watched:
     @property
     def judged(self) -> Calls | None:
         """What it answered to callers; None where it answered nobody."""
-        return next((one for one in self.calls if not one.shadow and one.version == self.version), None)
+        return next(
+            (one for one in self.calls.versions if not one.shadow and one.version == self.version), None
+        )
 
 
 def window_of(
@@ -120,8 +122,8 @@ def watch(platform: Platform, loaded: LoadedSpec, window: Window) -> Watched:
         ContenderError: the log cannot be read, or the version's documents are not what they must be.
     """
     log = platform.predictions(platform.endpoint(loaded.name))
-    calls = calls_by_version(platform, log, window) if log is not None else ()
-    answered = {one.version: one.requests for one in calls if not one.shadow}
+    calls = endpoint_calls(platform, log, window) if log is not None else EndpointCalls()
+    answered = {one.version: one.requests for one in calls.versions if not one.shadow}
     standing, problems = standing_champion(platform, loaded.name), []
     now = standing.version if isinstance(standing, ChampionRef) else None
     chosen = champion_at(platform, loaded.name, window.end) or now

@@ -97,10 +97,16 @@ def monitoring_page(
     """
     ours = [row for row in rows if row.version == outcome.version]
     parts = {
-        kind: (name, outcome.verdicts.get(kind), [row for row in ours if row.kind == kind])
+        kind: (
+            name,
+            outcome.verdicts.get(kind),
+            [row for row in ours if row.kind == kind and not (kind == "service" and row.subject)],
+        )
         for kind, name in _PARTS.items()
     }
-    others = [row for row in rows if row.version != outcome.version]
+    # Of one version alone the figures are those of the endpoint.
+    by_version = [row for row in rows if row.kind == "service" and row.subject]
+    versions = by_version if len({row.version for row in by_version}) > 1 else []
     return (
         templates()
         .get_template("monitoring.html.j2")
@@ -115,7 +121,7 @@ def monitoring_page(
             estimated=[row for row in ours if row.kind == "estimated_quality"],
             slices=[row for row in ours if row.kind == "slice"],
             importance=_important(ours),
-            others=others,
+            versions=versions,
             earlier=_earlier(outcome, standing),
             drift=drift,
             moment=moment,
@@ -169,13 +175,19 @@ def _between(row: MetricRow) -> str:
     return f"[{shown(row.metric, row.low)}, {shown(row.metric, row.high)}]"
 
 
+def _service(rows: Sequence[MetricRow], metric: str) -> MetricRow | None:
+    """A service level of the whole endpoint."""
+    return next(
+        (row for row in rows if row.kind == "service" and row.metric == metric and not row.subject), None
+    )
+
+
 def _tiles(outcome: MonitorOutcome, rows: Sequence[MetricRow]) -> tuple[_Tile, ...]:
     def find(kind: Kind, *but: str) -> MetricRow | None:
         return next((one for one in rows if one.kind == kind and one.metric not in but), None)
 
     quality, coverage = find("quality", "coverage"), next((r for r in rows if r.metric == "coverage"), None)
-    latency = next((row for row in rows if row.metric == "p95_milliseconds"), None)
-    errors = next((row for row in rows if row.metric == "error_rate"), None)
+    latency, errors = _service(rows, "p95_milliseconds"), _service(rows, "error_rate")
     drifted = [row for row in rows if row.kind == "drift" and row.subject]
     fell = {row.subject for row in drifted if row.verdict is Verdict.FAIL}
     return (
@@ -221,10 +233,7 @@ def _earlier(outcome: MonitorOutcome, standing: Sequence[MetricRow]) -> list[_Ea
             if any(row.kind == kind and row.verdict is not None for row in rows)
         }
         quality = next((row for row in rows if row.kind == "quality" and row.metric in MEASURES), None)
-        requests = next((row for row in rows if row.kind == "service" and row.metric == "requests"), None)
-        latency = next(
-            (row for row in rows if row.kind == "service" and row.metric == "p95_milliseconds"), None
-        )
+        requests, latency = _service(rows, "requests"), _service(rows, "p95_milliseconds")
         figures = (
             shown("requests", requests.value if requests else None),
             f"{shown(quality.metric, quality.value)} {_between(quality)}" if quality else "–",

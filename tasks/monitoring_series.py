@@ -12,6 +12,7 @@ from deployments.monitoring import MonitoringSpec
 from platforms.platform import Platform
 from tasks.champion import ChampionRef
 from tasks.monitoring_record import MetricRow, Window
+from tasks.service_levels import of_version
 from tasks.tracking import Tracking
 
 __all__ = ["log_window", "series_name"]
@@ -52,7 +53,7 @@ def log_window(
     try:
         new = []
         for row in rows:
-            if row.version != ref.version or row.subject or row.value is None or not math.isfinite(row.value):
+            if not _is_of(ref.version, row) or row.value is None or not math.isfinite(row.value):
                 continue
             name = series_name(plan, row)
             known = [one for one in client.get_metric_history(ref.run_id, name) if one.step == step]
@@ -63,3 +64,8 @@ def log_window(
     except (MlflowException, OSError) as error:
         return [f"the run of {ref.name} version {ref.version} did not take the metrics: {error}"]
     return []
+
+
+def _is_of(version: str, row: MetricRow) -> bool:
+    """Whether a row is of the whole window and of that version; service levels are those of the version itself."""
+    return row.version == version and row.subject == (of_version(version) if row.kind == "service" else "")

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from deployments.monitoring import ServicePlan
-from tasks.live_window import Calls
+from tasks.live_window import Calls, EndpointCalls
 from tasks.monitoring_record import MetricRow, Window
 from tasks.verdict import Verdict
 
-__all__ = ["lost_within", "service_rows"]
+__all__ = ["lost_within", "of_version", "service_rows"]
 
 
 def lost_within(lost: Sequence[tuple[datetime, int]], window: Window) -> int:
@@ -18,43 +20,61 @@ def lost_within(lost: Sequence[tuple[datetime, int]], window: Window) -> int:
 
 
 def service_rows(
-    plan: ServicePlan, calls: Sequence[Calls], window: Window, version: str, lost: int = 0
+    plan: ServicePlan, calls: EndpointCalls, window: Window, version: str, lost: int = 0
 ) -> list[MetricRow]:
-    """The service levels of each version that answered callers; those of `version` are judged, others are told.
+    """The service levels of the endpoint, as rows of the window's version; figures of each version are told.
+
+    Callers were promised an answer, not a version: judged are all requests of the window but copies, whichever version
+    had them. The figures of a version carry its number and `of_version` as their subject, and no verdict.
 
     Availability is the part of logged requests that did not fail on our side. What never reached a scorer, as while
     nothing was up, is in no log and counts for nothing here. Rates have Wilson's 95 % interval (1927), latencies that
     of the order statistics around them.
     """
-    of_callers = [one for one in calls if not one.shadow]
-    nothing = Calls(version, False, 0, 0, 0, 0, None, None, None, None)
-    judged = next((one for one in of_callers if one.version == version), nothing)
-    rows = _of_version(plan, judged, window)
+    whole = _Told(window, version)
+    rows = [*_judged(plan, calls.whole, whole), *_figures(calls.whole, whole)]
     if lost:
-        rows.append(
-            MetricRow(
-                version=version,
-                window=window,
-                kind="service",
-                metric="lost",
-                value=float(lost),
-                rows=judged.requests,
-                reason=f"{lost:,} requests were answered and not logged: nothing here knows of them",
-            )
-        )
-    for other in of_callers:
-        if other.version != version:
+        reason = f"{lost:,} requests were answered and not logged: nothing here knows of them"
+        rows.append(whole.row("lost", float(lost), rows=calls.whole.requests, reason=reason))
+    for one in calls.versions:
+        if not one.shadow:
+            told = _Told(window, one.version, of_version(one.version))
             rows += [
                 row.model_copy(update={"verdict": None, "threshold": None, "reason": ""})
-                for row in _of_version(plan, other, window)
+                for row in (*_judged(plan, one, told), *_figures(one, told))
             ]
     return rows
 
 
-def _of_version(plan: ServicePlan, calls: Calls, window: Window) -> list[MetricRow]:
+def of_version(version: str) -> str:
+    """The subject of a version's own service figures."""
+    return f"version {version}"
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Where figures belong: a window, the version it is told of, and the subject, empty for the whole endpoint."""
+
+    window: Window
+    version: str
+    subject: str = ""
+
+    def row(self, metric: str, value: float | None, **more: Any) -> MetricRow:
+        return MetricRow(
+            version=self.version,
+            window=self.window,
+            kind="service",
+            metric=metric,
+            subject=self.subject,
+            value=value,
+            **more,
+        )
+
+
+def _judged(plan: ServicePlan, calls: Calls, told: _Told) -> list[MetricRow]:
     requests, answered = calls.requests, calls.requests - calls.failed - calls.refused
     error_low, error_high = wilson(calls.failed, requests)
-    judged = {
+    promised = {
         "p95_milliseconds": (calls.p95, calls.p95_low, calls.p95_high, plan.p95_milliseconds, True),
         "error_rate": (_part(calls.failed, requests), error_low, error_high, plan.error_rate, True),
         "availability": (
@@ -66,37 +86,31 @@ def _of_version(plan: ServicePlan, calls: Calls, window: Window) -> list[MetricR
         ),
     }
     rows = []
-    for metric, (value, low, high, threshold, at_most) in judged.items():
+    for metric, (value, low, high, threshold, at_most) in promised.items():
         verdict, reason = _judge(plan, requests, value, threshold, at_most=at_most)
-        of = answered if metric == "p95_milliseconds" else requests
         rows.append(
-            MetricRow(
-                version=calls.version,
-                window=window,
-                kind="service",
-                metric=metric,
-                value=value,
+            told.row(
+                metric,
+                value,
                 low=low,
                 high=high,
                 threshold=threshold,
                 verdict=verdict,
-                rows=of,
+                rows=answered if metric == "p95_milliseconds" else requests,
                 reason=reason,
             )
         )
-    told = {
+    return rows
+
+
+def _figures(calls: Calls, told: _Told) -> list[MetricRow]:
+    figures = {
         "p50_milliseconds": calls.p50,
-        "requests": float(requests),
-        "refused": _part(calls.refused, requests),
+        "requests": float(calls.requests),
+        "refused": _part(calls.refused, calls.requests),
         "predicted_rows": float(calls.rows),
     }
-    rows += [
-        MetricRow(
-            version=calls.version, window=window, kind="service", metric=metric, value=value, rows=requests
-        )
-        for metric, value in told.items()
-    ]
-    return rows
+    return [told.row(metric, value, rows=calls.requests) for metric, value in figures.items()]
 
 
 def _judge(

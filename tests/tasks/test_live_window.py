@@ -8,8 +8,8 @@ import pytest
 from tasks.labels import add_labels
 from tasks.live_window import (
     answered_batches,
-    calls_by_version,
     columns_of,
+    endpoint_calls,
     join_labels,
     labelled_inputs,
     received_batches,
@@ -40,18 +40,38 @@ def test_requests_are_counted_by_version_and_how_they_ended(platform):
     write_log(platform, "fruit", [at(0, "a", rows=3), at(1, "b", **REFUSED), at(2, "c", **failed)])
     write_log(platform, "fruit", [at(0, "a", shadow=True), at(3, "d")], version="10")
 
-    calls = calls_by_version(platform, predictions(platform, "fruit"), DAY)
+    calls = endpoint_calls(platform, predictions(platform, "fruit"), DAY).versions
 
     assert [(one.version, one.shadow) for one in calls] == [("3", False), ("10", False), ("10", True)]
     assert (calls[0].requests, calls[0].failed, calls[0].refused, calls[0].rows) == (3, 1, 1, 3)
     assert [(one.requests, one.rows) for one in calls[1:]] == [(1, 1), (1, 1)]
 
 
+def test_the_whole_endpoint_is_all_versions_together_without_copies(platform):
+    failed = {"status": 500, "predictions": None, "scores": None, "error": "it broke"}
+    write_log(platform, "fruit", [at(0, "a", milliseconds=10.0), at(1, "b", **failed)])
+    write_log(platform, "fruit", [at(0, "a", shadow=True), at(2, "c", milliseconds=30.0)], version="4")
+
+    whole = endpoint_calls(platform, predictions(platform, "fruit"), DAY).whole
+
+    assert (whole.version, whole.requests, whole.failed, whole.rows) == ("", 3, 1, 2)
+    assert whole.p50 == 20.0
+
+
+def test_a_window_in_which_nobody_asked_is_empty(platform):
+    write_log(platform, "fruit", [at(0, "a")])
+    window = Window(start=NOON + timedelta(hours=1), end=NOON + timedelta(hours=2))
+
+    found = endpoint_calls(platform, predictions(platform, "fruit"), window)
+
+    assert (found.whole.requests, found.versions) == (0, ())
+
+
 def test_latency_is_that_of_answered_requests_each_once(platform):
     records = [at(0, f"r{place}", milliseconds=float(place), rows=1 + place % 3) for place in range(101)]
     write_log(platform, "fruit", [*records, at(1, "slow", milliseconds=9999.0, **REFUSED)])
 
-    (calls,) = calls_by_version(platform, predictions(platform, "fruit"), DAY)
+    (calls,) = endpoint_calls(platform, predictions(platform, "fruit"), DAY).versions
 
     assert (calls.p50, calls.p95) == (50.0, 95.0)
     assert 85 < calls.p95_low < 95 < calls.p95_high <= 100
@@ -60,7 +80,7 @@ def test_latency_is_that_of_answered_requests_each_once(platform):
 def test_a_version_that_answered_nothing_has_no_latency(platform):
     write_log(platform, "fruit", [at(0, "a", **REFUSED)])
 
-    (calls,) = calls_by_version(platform, predictions(platform, "fruit"), DAY)
+    (calls,) = endpoint_calls(platform, predictions(platform, "fruit"), DAY).versions
 
     assert (calls.requests, calls.rows, calls.p50, calls.p95) == (1, 0, None, None)
 
@@ -69,7 +89,7 @@ def test_a_window_begins_at_its_first_moment_and_ends_before_its_last(platform):
     write_log(platform, "fruit", [at(minute, f"m{minute}") for minute in (-1, 0, 1, 9, 10)])
     window = Window(start=NOON, end=NOON + timedelta(minutes=10))
 
-    (calls,) = calls_by_version(platform, predictions(platform, "fruit"), window)
+    (calls,) = endpoint_calls(platform, predictions(platform, "fruit"), window).versions
 
     assert calls.requests == 3
 
@@ -78,7 +98,7 @@ def test_a_window_over_midnight_has_both_days(platform):
     write_log(platform, "fruit", [at(minute, f"m{minute}") for minute in (0, 719, 720, 1000, 2160)])
     window = Window(start=NOON, end=NOON + timedelta(hours=24))
 
-    (calls,) = calls_by_version(platform, predictions(platform, "fruit"), window)
+    (calls,) = endpoint_calls(platform, predictions(platform, "fruit"), window).versions
 
     assert calls.requests == 4
 

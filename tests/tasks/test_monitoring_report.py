@@ -39,7 +39,8 @@ ROWS = [
     row("estimated_quality", "estimated_roc_auc", value=0.93, reason="an estimate"),
     row("service", "requests", value=1234),
     row("service", "p95_milliseconds", Verdict.INCONCLUSIVE, value=None),
-    row("service", "p95_milliseconds", value=7, version="4"),
+    row("service", "p95_milliseconds", None, "version 3", 6),
+    row("service", "p95_milliseconds", None, "version 4", 7, version="4"),
     row("importance", "importance", subject="calm", value=0.2, reason="0.1 in training"),
 ]
 
@@ -115,6 +116,13 @@ def test_the_page_says_what_to_act_on_and_hides_no_value():
     assert page.index("wild&lt;") < page.index(">calm<")
     assert "ROC AUC, estimated" in page
     assert "[0.9000, 0.9200]" in page
+
+
+def test_versions_are_told_one_by_one_where_several_answered():
+    alone = [one for one in ROWS if one.version == "3"]
+
+    assert "By the version that answered" in monitoring_page(outcome(), ROWS, ROWS)
+    assert "By the version that answered" not in monitoring_page(outcome(), alone, alone)
 
 
 def test_the_windows_before_are_shown_and_those_after_are_not():

@@ -75,3 +75,14 @@ def test_what_is_of_a_column_or_of_another_version_is_left_out(logged):
     logged(row(0.1), row(0.2, version="2"), row(0.3, subject="weight"), row(None))
 
     assert [value for _, value in logged.series("monitoring/quality/coverage")] == [0.1]
+
+
+def test_service_levels_beside_a_version_are_its_own_and_not_the_endpoints(logged):
+    rates = [
+        row(value, subject=subject).model_copy(update={"kind": "service", "metric": "error_rate"})
+        for value, subject in ((0.05, ""), (0.01, "version 3"))
+    ]
+
+    logged(*rates)
+
+    assert [value for _, value in logged.series("monitoring/service/error_rate")] == [0.01]

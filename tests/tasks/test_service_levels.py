@@ -1,11 +1,11 @@
-"""Service levels: judged for the champion, told for others, and not judged on a handful of requests."""
+"""Service levels: judged for the endpoint, told by version, and not judged on a handful of requests."""
 
 from datetime import timedelta
 
 import pytest
 
 from deployments.monitoring import ServicePlan
-from tasks.live_window import Calls
+from tasks.live_window import Calls, EndpointCalls
 from tasks.service_levels import lost_within, service_rows, wilson
 from tasks.verdict import Verdict
 from tests.tasks.live_logs import DAY, NOON
@@ -19,10 +19,10 @@ def calls(version="3", shadow=False, requests=1000, failed=0, refused=0, p95: fl
     return Calls(version, shadow, requests, failed, refused, answered, p95, p95, low, high)
 
 
-def judged(*given, version="3", lost=0):
-    return {
-        row.metric: row for row in service_rows(PLAN, given, DAY, version, lost) if row.version == version
-    }
+def judged(whole=None, lost=0):
+    """The rows of the whole endpoint by metric, where it answered that."""
+    found = service_rows(PLAN, EndpointCalls(whole or Calls()), DAY, "3", lost)
+    return {row.metric: row for row in found if not row.subject}
 
 
 def test_a_version_that_keeps_its_promises_passes():
@@ -74,13 +74,24 @@ def test_where_nothing_was_answered_latency_is_inconclusive_and_errors_fail():
     assert found["error_rate"].verdict is Verdict.FAIL
 
 
-def test_other_versions_are_told_and_copies_are_not():
-    rows = service_rows(PLAN, [calls(), calls("4", failed=900), calls("5", shadow=True)], DAY, "3")
+def test_errors_of_a_version_that_was_replaced_late_in_the_window_are_judged():
+    replaced, newest = calls("1", requests=1_000_000, failed=50_000), calls("3", requests=500)
+    whole = calls("", requests=1_000_500, failed=50_000)
 
-    others = [row for row in rows if row.version != "3"]
-    assert {row.version for row in others} == {"4"}
-    assert {row.verdict for row in others} == {None}
-    assert next(row.value for row in others if row.metric == "error_rate") == 0.9
+    rows = service_rows(PLAN, EndpointCalls(whole, (replaced, newest)), DAY, "3")
+
+    errors = {row.subject: row for row in rows if row.metric == "error_rate"}
+    assert (errors[""].version, errors[""].verdict) == ("3", Verdict.FAIL)
+    assert errors[""].rows == 1_000_500
+    assert (errors["version 1"].version, errors["version 1"].value) == ("1", 0.05)
+    assert (errors["version 3"].version, errors["version 3"].value) == ("3", 0.0)
+    assert {row.verdict for row in rows if row.subject} == {None}
+
+
+def test_of_copies_nothing_is_told():
+    rows = service_rows(PLAN, EndpointCalls(calls(""), (calls(), calls("5", shadow=True))), DAY, "3")
+
+    assert {row.subject for row in rows} == {"", "version 3"}
 
 
 def test_lost_requests_of_the_window_are_told():
