@@ -92,7 +92,9 @@ class ServicePlan(Declared):
 
     p95_milliseconds: float = Field(100, gt=0)
     error_rate: float = Field(0.01, gt=0, le=1, description="The part of requests that may fail on our side.")
-    availability: float = Field(0.99, ge=0, le=1, description="The part that is answered, refusals included.")
+    availability: float = Field(
+        0.99, ge=0, le=1, description="The part of all requests that is answered, refusals included."
+    )
     minimum_requests: int = Field(100, ge=1, description="With fewer a window is inconclusive.")
 
 

@@ -158,8 +158,9 @@ class Predictions:
     text: JSON but for quotes), prediction_number, score, error, and `features`, a struct of the inputs of all versions.
     Rows stand in an order that later ones do not change.
 
-    `new_rows` and `new_requests` were not in it before, `corrupt` says where the log was found to be damaged now, and
-    `lost` when how many requests were found to have been answered and not logged, as far back as that is kept.
+    `new_rows` and `new_requests` were not in it before, `corrupt` says where the log was found to be damaged now,
+    `lost` when how many requests were found to have been answered and not logged, and `unanswered` when how many were
+    failed by the gateway itself, since nobody was there to answer; both as far back as that is kept.
     """
 
     dataset: ds.Dataset
@@ -167,6 +168,7 @@ class Predictions:
     new_requests: int
     corrupt: tuple[str, ...]
     lost: tuple[tuple[datetime, int], ...]
+    unanswered: tuple[tuple[datetime, int], ...] = ()
 
 
 class Platform(Protocol):

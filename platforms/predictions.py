@@ -35,8 +35,13 @@ def folded(root: Path, endpoint: str) -> Predictions | None:
         new_rows=said_of["rows"],
         new_requests=said_of["requests"],
         corrupt=tuple(said_of["corrupt"]),
-        lost=tuple((datetime.fromtimestamp(second, UTC), count) for second, count in said_of["lost_at"]),
+        lost=_at(said_of["lost_at"]),
+        unanswered=_at(said_of["unanswered_at"]),
     )
+
+
+def _at(counts: list[tuple[int, int]]) -> tuple[tuple[datetime, int], ...]:
+    return tuple((datetime.fromtimestamp(second, UTC), count) for second, count in counts)
 
 
 def _in_lasting_order(rows: ds.FileSystemDataset) -> ds.Dataset:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.environment import GatewayConfig, RequestLimits
+from serving import unanswered
 from serving.endpoint import fallback_of
 from serving.plan import GatewayPlan, arms, salt_of
 
@@ -174,6 +175,7 @@ def _endpoint_routes(
             _reply(
                 {"prefix": prefix}, 503, f"No worker of the endpoint {endpoint} is ready; come again soon."
             )
+            | {"name": endpoint}
         ]
     action: Document = {
         "host_rewrite_literal": HOST,
@@ -387,7 +389,7 @@ def _connection_manager(config: GatewayConfig, limits: RequestLimits, files: Pat
         "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=LISTENER,
         rds={"route_config_name": ROUTES, "config_source": _watched(files / "routes")},
-        access_log=[_access_log(log)],
+        access_log=[_access_log(log), _failed_log(log.with_name(unanswered.FILE))],
         use_remote_address=True,
         skip_xff_append=True,
         # Nobody is inside: without this, callers on this machine could steer Envoy by x-envoy-… headers.
@@ -583,6 +585,29 @@ def _access_log(path: Path) -> Document:
                 "sent_bytes": "%BYTES_SENT%",
                 "milliseconds": "%DURATION%",
                 "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+            }
+        },
+    )
+
+
+def _failed_log(path: Path) -> Document:
+    """One JSON line an answer of 5xx, by which requests are counted that no scorer answered."""
+    return {
+        "filter": {
+            "status_code_filter": {
+                "comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "none"}}
+            }
+        }
+    } | _typed(
+        "envoy.access_loggers.file",
+        "extensions.access_loggers.file.v3.FileAccessLog",
+        path=str(path),
+        log_format={
+            "json_format": {
+                "second": "%START_TIME(%s)%",
+                "endpoint": "%ROUTE_NAME%",
+                "path": "%PATH(NQ)%",
+                "served_entity": "%RESP(X-SERVED-ENTITY)%",
             }
         },
     )

@@ -32,6 +32,7 @@ from serving.prediction_log import (
     read_segment,
     segment_files,
 )
+from serving.unanswered import unanswered
 
 _CHUNK_ROWS = 100_000
 _CHUNK_BYTES = 16 << 20
@@ -625,10 +626,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = fold(given.root, given.endpoint)
         path = Folders(given.root.absolute()).predictions(given.endpoint)
         lost_at = PredictionTable(path).lost()
+        unanswered_at = unanswered(Folders(given.root.absolute()).logs, given.endpoint)
     except ContenderError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    folded = asdict(result) | {"folded_at": datetime.now(UTC), "table": str(path), "lost_at": lost_at}
+    folded = asdict(result) | {"folded_at": datetime.now(UTC), "table": str(path)}
+    folded |= {"lost_at": lost_at, "unanswered_at": unanswered_at}
     sys.stdout.write(orjson.dumps(folded).decode() + "\n")
     return 0
 

@@ -19,14 +19,14 @@ from typing import Any, Protocol
 
 from deployments.environment import GatewayConfig, RequestLimits
 from deployments.errors import BadInputError, ContenderError
-from serving import envoy_files
+from serving import envoy_files, unanswered
 from serving.plan import GatewayPlan
 from serving.routing import LACKS, PLAN, RoutingPlan
 
 __all__ = ["EnvoyGateway", "Gateway", "GatewayError", "GatewayPlan", "PythonGateway", "chosen_gateway"]
 
 ACCESS_LOG_BYTES = 64 * 1024 * 1024
-"""A longer access log makes room: it and one before it are kept."""
+"""A longer access log makes room, as does that of failures: it and one before it are kept."""
 
 SETTLING_SECONDS = 2.0
 """How long a running gateway is waited for between two steps of one plan."""
@@ -159,7 +159,7 @@ class EnvoyGateway:
             _in_effect(self, plan, "Envoy")
 
     def tidy(self) -> None:
-        """Begin a new access log if this one has grown long, and drop the clusters that no route names any more."""
+        """Begin new access logs if these have grown long, and drop the clusters that no route names any more."""
         _rotate(self._log, self._admin)
         with self._one_at_a_time:
             since = self._superfluous_since
@@ -268,7 +268,7 @@ class PythonGateway:
         return self._admin is not None and self._admin.ask("GET", "/ready") is not None
 
     def tidy(self) -> None:
-        """Begin a new access log if this one has grown long."""
+        """Begin new access logs if these have grown long."""
         _rotate(self._log, self._admin)
 
 
@@ -294,10 +294,11 @@ class _Admin:
 
 
 def _rotate(log: Path, admin: _Admin | None) -> None:
-    """Begin a new access log if this one has grown long."""
-    if admin is not None and log.is_file() and log.stat().st_size >= ACCESS_LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-        admin.ask("POST", "/reopen_logs")
+    """Begin a new access log, or one of failures, if it has grown long."""
+    for one in (log, log.with_name(unanswered.FILE)):
+        if admin is not None and one.is_file() and one.stat().st_size >= ACCESS_LOG_BYTES:
+            one.replace(one.with_suffix(".log.1"))
+            admin.ask("POST", "/reopen_logs")
 
 
 def _address(host: str) -> str:

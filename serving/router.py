@@ -27,6 +27,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from serving import unanswered
 from serving.routing import PLAN, Allowance, Passed, RoutingPlan, Split, read_plan
 
 __all__ = ["Router", "main"]
@@ -63,6 +64,7 @@ class Router:
         self.plan = plan
         self._log_path = log
         self._log: IO[str] | None = None
+        self._failed: IO[str] | None = None
         self._allowance = Allowance()
         self._passed = Passed()
         self._load: Counter[int] = Counter()
@@ -87,19 +89,25 @@ class Router:
         await asyncio.gather(*self._mirrored, return_exceptions=True)
         if self._session:
             await self._session.close()
-        if self._log:
-            self._log.close()
+        self._close_logs()
 
     def reopen_log(self) -> None:
-        """Write to the log's path anew, after somebody moved the file away."""
-        if self._log:
-            self._log.close()
-        self._log = self._log_path.open("a", encoding="utf-8", buffering=1 << 16) if self._log_path else None
+        """Write to the logs' paths anew, after somebody moved a file away."""
+        self._close_logs()
+        if self._log_path:
+            failed = self._log_path.with_name(unanswered.FILE)
+            self._log, self._failed = (
+                path.open("a", encoding="utf-8", buffering=1 << 16) for path in (self._log_path, failed)
+            )
 
     def flush_log(self) -> None:
         """Bring what was logged onto the disk."""
-        if self._log:
-            self._log.flush()
+        for log in filter(None, (self._log, self._failed)):
+            log.flush()
+
+    def _close_logs(self) -> None:
+        for log in filter(None, (self._log, self._failed)):
+            log.close()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request, by a worker or by a refusal in JSON."""
@@ -254,7 +262,7 @@ class Router:
         caller: str | None,
         seconds: float,
     ) -> None:
-        if self._log is None:
+        if self._log is None or self._failed is None:
             return
         _, _, name, *below = f"{request.path}///".split("/", 3)
         known = name in self.plan.endpoints
@@ -271,6 +279,9 @@ class Router:
             "milliseconds": round(seconds * 1000, 3),
         }
         self._log.write(json.dumps(entry) + "\n")
+        if response.status >= 500:
+            failed = {name: entry[name] for name in ("endpoint", "path", "served_entity")}
+            self._failed.write(json.dumps({"second": int(time.time() - seconds)} | failed) + "\n")
 
 
 def _sane(request_id: str) -> bool:

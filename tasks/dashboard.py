@@ -279,6 +279,16 @@ def _service_plots(
             ("line", "rate and interval"),
             promised,
         )
+    if "availability" in found:
+        lines = {"availability": found["availability"]}
+        figure = windows_plot(windows, lines, limit="availability", scale=100, unit=" %")
+        yield (
+            "Availability",
+            "of all requests, those that found no scorer among them",
+            figure,
+            ("line", "rate and interval"),
+            promised,
+        )
     if "requests" in found:
         figure = windows_plot(windows, {"requests": found["requests"]}, bars=True)
         yield "Traffic", "requests in the window", figure

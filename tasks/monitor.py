@@ -55,7 +55,7 @@ from tasks.quality import (
     slice_rows,
 )
 from tasks.sampling import sample
-from tasks.service_levels import lost_within, service_rows
+from tasks.service_levels import counted_within, service_rows
 from tasks.tracking import Tracking
 from tasks.verdict import Verdict
 
@@ -92,8 +92,18 @@ def drift_report(platform: Platform, watched: Watched) -> Path:
 
 def service_part(loaded: LoadedSpec, watched: Watched) -> list[MetricRow]:
     """Service levels of the endpoint, and the figures of each version that answered callers."""
-    lost = lost_within(watched.log.lost, watched.window) if watched.log is not None else 0
-    return service_rows(loaded.spec.monitoring.service, watched.calls, watched.window, watched.version, lost)
+    lost, unanswered = (
+        counted_within(counts, watched.window)
+        for counts in ((watched.log.lost, watched.log.unanswered) if watched.log is not None else ((), ()))
+    )
+    return service_rows(
+        loaded.spec.monitoring.service,
+        watched.calls,
+        watched.window,
+        watched.version,
+        lost=lost,
+        unanswered=unanswered,
+    )
 
 
 def inputs_part(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:

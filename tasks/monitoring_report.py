@@ -28,6 +28,7 @@ _NAMES = {
     "requests": "Requests",
     "predicted_rows": "Predicted rows",
     "lost": "Requests that were not logged",
+    "unanswered": "Requests that no scorer answered",
     "coverage": "Rows with labels",
     "invalid_share": "Rows that break the contract",
     "drifted_columns": "Drifted columns",
@@ -75,7 +76,10 @@ def shown(metric: str, value: float | None) -> str:
         return MISSING if value is None else f"{number(value)} ms"
     if metric.endswith(_SHARES):
         return percent(value)
-    if metric in {"requests", "predicted_rows", "lost", "drifted_columns"} and value is not None:
+    if (
+        metric in {"requests", "predicted_rows", "lost", "unanswered", "drifted_columns"}
+        and value is not None
+    ):
         return f"{value:,.0f}"
     return number(value)
 

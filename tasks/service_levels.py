@@ -11,28 +11,45 @@ from tasks.live_window import Calls, EndpointCalls
 from tasks.monitoring_record import MetricRow, Window
 from tasks.verdict import Verdict
 
-__all__ = ["lost_within", "of_version", "service_rows"]
+__all__ = ["counted_within", "of_version", "service_rows"]
 
 
-def lost_within(lost: Sequence[tuple[datetime, int]], window: Window) -> int:
-    """Requests of a window that were answered and not logged."""
-    return sum(count for at, count in lost if window.start <= at < window.end)
+def counted_within(counts: Sequence[tuple[datetime, int]], window: Window) -> int:
+    """How many of these requests, counted by moments, were of a window."""
+    return sum(count for at, count in counts if window.start <= at < window.end)
 
 
 def service_rows(
-    plan: ServicePlan, calls: EndpointCalls, window: Window, version: str, lost: int = 0
+    plan: ServicePlan,
+    calls: EndpointCalls,
+    window: Window,
+    version: str,
+    *,
+    lost: int = 0,
+    unanswered: int = 0,
 ) -> list[MetricRow]:
     """The service levels of the endpoint, as rows of the window's version; figures of each version are told.
 
     Callers were promised an answer, not a version: judged are all requests of the window but copies, whichever version
     had them. The figures of a version carry its number and `of_version` as their subject, and no verdict.
 
-    Availability is the part of logged requests that did not fail on our side. What never reached a scorer, as while
-    nothing was up, is in no log and counts for nothing here. Rates have Wilson's 95 % interval (1927), latencies that
-    of the order statistics around them.
+    The error rate is of requests that a scorer answered. Availability is the part of all requests that did not fail on
+    our side, `unanswered` ones among them. Rates have Wilson's 95 % interval (1927), latencies that of the order
+    statistics around them.
+
+    Args:
+        plan: what callers are promised.
+        calls: what was answered and logged in the window.
+        window: which one.
+        version: the one that the window judges.
+        lost: requests that were answered and not logged.
+        unanswered: requests that the gateway itself failed (5xx), since no scorer answered.
     """
     whole = _Told(window, version)
-    rows = [*_judged(plan, calls.whole, whole), *_figures(calls.whole, whole)]
+    rows = [*_judged(plan, calls.whole, whole, unanswered), *_figures(calls.whole, whole)]
+    if unanswered:
+        reason = f"{unanswered:,} requests found no scorer that answered, and count against availability"
+        rows.append(whole.row("unanswered", float(unanswered), rows=calls.whole.requests, reason=reason))
     if lost:
         reason = f"{lost:,} requests were answered and not logged: nothing here knows of them"
         rows.append(whole.row("lost", float(lost), rows=calls.whole.requests, reason=reason))
@@ -71,23 +88,30 @@ class _Told:
         )
 
 
-def _judged(plan: ServicePlan, calls: Calls, told: _Told) -> list[MetricRow]:
-    requests, answered = calls.requests, calls.requests - calls.failed - calls.refused
+def _judged(plan: ServicePlan, calls: Calls, told: _Told, unanswered: int = 0) -> list[MetricRow]:
+    requests, asked = calls.requests, calls.requests + unanswered
     error_low, error_high = wilson(calls.failed, requests)
+    down_low, down_high = wilson(calls.failed + unanswered, asked)
+    counts = {
+        "p95_milliseconds": requests - calls.failed - calls.refused,
+        "error_rate": requests,
+        "availability": asked,
+    }
     promised = {
         "p95_milliseconds": (calls.p95, calls.p95_low, calls.p95_high, plan.p95_milliseconds, True),
         "error_rate": (_part(calls.failed, requests), error_low, error_high, plan.error_rate, True),
         "availability": (
-            _part(requests - calls.failed, requests),
-            _other(error_high),
-            _other(error_low),
+            _part(requests - calls.failed, asked),
+            _other(down_high),
+            _other(down_low),
             plan.availability,
             False,
         ),
     }
     rows = []
     for metric, (value, low, high, threshold, at_most) in promised.items():
-        verdict, reason = _judge(plan, requests, value, threshold, at_most=at_most)
+        made = asked if metric == "availability" else requests
+        verdict, reason = _judge(plan, made, value, threshold, at_most=at_most)
         rows.append(
             told.row(
                 metric,
@@ -96,7 +120,7 @@ def _judged(plan: ServicePlan, calls: Calls, told: _Told) -> list[MetricRow]:
                 high=high,
                 threshold=threshold,
                 verdict=verdict,
-                rows=answered if metric == "p95_milliseconds" else requests,
+                rows=counts[metric],
                 reason=reason,
             )
         )

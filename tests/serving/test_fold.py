@@ -647,6 +647,18 @@ def test_the_command_says_in_a_line_of_json_what_came_of_it(opened, tmp_path, ca
     assert (said["rows"], said["requests"], said["table_version"], said["corrupt"]) == (2, 2, 1, [])
 
 
+def test_the_command_tells_of_requests_that_no_scorer_answered(opened, tmp_path, capsys):
+    written(opened, 1)
+    noted = {"second": 1_800_000_000, "endpoint": "churn", "path": "/invocations", "served_entity": None}
+    others = [noted | {"endpoint": "other"}, noted | {"path": "/ping"}, noted | {"served_entity": "v1"}]
+    lines = [json.dumps(one) for one in (noted, *others, noted | {"second": "1800000002"})]
+    (Folders(tmp_path).logs / "failed.log").write_text("\n".join([*lines, '{"second": 18']))
+
+    folding.main(["--root", str(tmp_path), "--endpoint", "churn"])
+
+    assert json.loads(capsys.readouterr().out)["unanswered_at"] == [[1_800_000_000, 1], [1_800_000_002, 1]]
+
+
 def test_the_command_says_in_a_sentence_what_stopped_it(opened, tmp_path, capsys):
     import pyarrow as pa
     from deltalake import write_deltalake

@@ -21,6 +21,7 @@ from deployments.errors import BadInputError
 from serving.endpoint import Lease
 from serving.gateway import EnvoyGateway, GatewayError, PythonGateway, chosen_gateway
 from serving.keys import callers, new_key, revoke
+from serving.unanswered import unanswered
 from tests.serving.gateways import Backend, Load, ask, free_port, plan_of, start, traffic, until
 
 ROOT = Path(__file__).parents[2]
@@ -875,6 +876,44 @@ def test_a_long_access_log_makes_room(begin, tmp_path, monkeypatch):
     until(lambda: log.is_file() and "second" in log.read_text(), "the new log is written")
     assert "first" in log.with_suffix(".log.1").read_text()
     assert "first" not in log.read_text()
+
+
+def test_requests_that_no_scorer_answered_are_counted_by_when_they_came(begin, mortal, tmp_path):
+    doomed = mortal("champion")
+    running = begin(ready={("churn", "champion"): (doomed.port,)})
+    logs, began = tmp_path / "logs", int(time.time())
+    assert running.ask(path=f"{INVOCATIONS}?status=500").status == 500
+    doomed.kill()
+
+    for _ in range(5):
+        assert running.ask().status == 503
+    running.ask("GET", "/serving-endpoints/churn/ping")
+    running.apply(ready={})
+    assert running.ask().status == 503
+    assert running.ask(path="/serving-endpoints/other/invocations").status == 404
+    until(lambda: sum(count for _, count in unanswered(logs, "churn")) == 6, "six are counted")
+    running.end()
+    again = begin(ready={("churn", "champion"): ()})
+    again.ask()
+
+    # A scorer's own failure is in its log, and a page is no prediction; what was counted outlives the gateway.
+    until(lambda: sum(count for _, count in unanswered(logs, "churn")) == 7, "the seventh is counted")
+    assert all(began <= second <= time.time() for second, _ in unanswered(logs, "churn"))
+    assert unanswered(logs, "other") == []
+
+
+def test_a_long_log_of_failures_makes_room_and_is_still_counted(begin, tmp_path, monkeypatch):
+    running = begin(ready={("churn", "champion"): (), ("churn", "challenger"): ()})
+    logs = tmp_path / "logs"
+    running.ask()
+    until(lambda: unanswered(logs, "churn"), "the first is counted")
+
+    monkeypatch.setattr("serving.gateway.ACCESS_LOG_BYTES", 10)
+    running.gateway.tidy()
+    running.ask()
+
+    until(lambda: sum(count for _, count in unanswered(logs, "churn")) == 2, "both are counted")
+    assert (logs / "failed.log.1").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from deployments.monitoring import ServicePlan
 from tasks.live_window import Calls, EndpointCalls
-from tasks.service_levels import lost_within, service_rows, wilson
+from tasks.service_levels import counted_within, service_rows, wilson
 from tasks.verdict import Verdict
 from tests.tasks.live_logs import DAY, NOON
 
@@ -19,9 +19,9 @@ def calls(version="3", shadow=False, requests=1000, failed=0, refused=0, p95: fl
     return Calls(version, shadow, requests, failed, refused, answered, p95, p95, low, high)
 
 
-def judged(whole=None, lost=0):
+def judged(whole=None, **unlogged):
     """The rows of the whole endpoint by metric, where it answered that."""
-    found = service_rows(PLAN, EndpointCalls(whole or Calls()), DAY, "3", lost)
+    found = service_rows(PLAN, EndpointCalls(whole or Calls()), DAY, "3", **unlogged)
     return {row.metric: row for row in found if not row.subject}
 
 
@@ -97,9 +97,25 @@ def test_of_copies_nothing_is_told():
 def test_lost_requests_of_the_window_are_told():
     lost = [(NOON - timedelta(days=2), 5), (NOON, 2), (NOON + timedelta(hours=1), 3), (DAY.end, 9)]
 
-    assert lost_within(lost, DAY) == 5
+    assert counted_within(lost, DAY) == 5
     assert judged(calls(), lost=5)["lost"].value == 5
     assert "lost" not in judged(calls())
+
+
+def test_requests_that_found_no_scorer_count_against_availability_alone():
+    found = judged(calls(requests=1000), unanswered=1000)
+
+    assert (found["availability"].value, found["availability"].rows) == (0.5, 2000)
+    assert found["availability"].verdict is Verdict.FAIL
+    assert found["error_rate"].verdict is Verdict.PASS
+    assert found["unanswered"].value == 1000
+
+
+def test_a_total_outage_is_a_breach():
+    found = judged(unanswered=500)
+
+    assert (found["availability"].value, found["availability"].verdict) == (0.0, Verdict.FAIL)
+    assert found["error_rate"].verdict is Verdict.INCONCLUSIVE
 
 
 def test_intervals_of_rates_are_wilsons():
