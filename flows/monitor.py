@@ -49,7 +49,7 @@ def inputs(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[Met
 @task(name="drift", task_run_name="drift", **STEP)
 @metered(rows=False)
 def drift(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
-    """Inputs and predictions, against training data."""
+    """Inputs against training data, answers against those about the holdout."""
     with stage("drift"):
         return parts.drift_part(loaded, platform, watched)
 

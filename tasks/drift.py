@@ -1,4 +1,4 @@
-"""Whether live inputs, or predictions, still look like the champion's training data.
+"""Whether live inputs still look like the champion's training data, and its answers like those about its holdout.
 
 Frames in, monitoring rows out. A column has drifted if its p-value, adjusted for the number of columns, is below the
 plan's `alpha`, and its distance is at least what matters: the first says that it changed, the second that the change
@@ -7,7 +7,7 @@ is large enough for anybody to care.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,18 @@ from tasks.verdict import Verdict
 if TYPE_CHECKING:
     from tasks.drift_report import Statistics
 
-__all__ = ["DRIFTED_COLUMNS", "alert_of", "drift_rows"]
+__all__ = ["DRIFTED_COLUMNS", "Unlearned", "alert_of", "drift_rows"]
 
 DRIFTED_COLUMNS = "drifted_columns"
 """The metric of the row that speaks of all inputs together."""
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What a model says of rows that it did not learn, as live rows have it; drawn from `rows` of them."""
+
+    said: pd.Series
+    rows: int
 
 
 def drift_rows(
@@ -40,12 +48,14 @@ def drift_rows(
     reference_rows: int,
     live_rows: int,
     html: Path | None,
+    unlearned: Unlearned | None = None,
 ) -> list[MetricRow]:
     """What drifted in a window, against the training data of `version`.
 
     Both frames hold features by name, one row a request (a training row); of larger tables they are samples, and
-    `reference_rows` and `live_rows` say how large those are. Where both have a column `prediction`, the model's answers
-    are compared, too: probabilities of the positive class for binary models, as floats.
+    `reference_rows` and `live_rows` say how large those are. Where `live` has a column `prediction`, the answers are
+    compared, too: probabilities of the positive class for binary models, as floats. Their reference is `unlearned`, or
+    else the column `prediction` of `reference`, whose rows must then be none that the model learned.
 
     Kind `drift` has a row for each feature: metric, value and threshold are the plan's distance, the distance found
     and what matters; where numbers were missing on either side, a second row, `missing_<distance>`, compares how many.
@@ -58,9 +68,14 @@ def drift_rows(
     """
     at = _At(plan, version, window, reference_rows, live_rows)
     inputs = _Family(at, "drift")
-    answers = _Family(at, "prediction_drift")
     features = compared_features(plan, spec)
-    predicted = PREDICTION in reference and PREDICTION in live and PREDICTION not in features
+    if unlearned is None and PREDICTION in reference and PREDICTION not in features:
+        unlearned = Unlearned(reference[PREDICTION], reference_rows)
+    answers = _Family(
+        replace(at, reference_rows=unlearned.rows) if unlearned else at,
+        "prediction_drift",
+    )
+    predicted = unlearned is not None and PREDICTION in live and PREDICTION not in features
     short = next(
         (
             f"{name} has {len(frame):,} rows; drift is judged from {plan.minimum_rows:,} on"
@@ -81,8 +96,8 @@ def drift_rows(
             inputs.give_up(name, f"the {' and the '.join(absent)} has no such column", len(live))
         else:
             inputs.take(feature_columns(spec, name, reference[name], live[name]))
-    if predicted:
-        answers.take(prediction_columns(spec, reference[PREDICTION], live[PREDICTION]))
+    if unlearned is not None and predicted:
+        answers.take(prediction_columns(spec, unlearned.said, live[PREDICTION]))
     comparable = [*inputs.columns, *answers.columns]
     if comparable:
         # Evidently takes seconds to import.

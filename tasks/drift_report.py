@@ -104,7 +104,8 @@ def compare(plan: DriftPlan, columns: Sequence[Column], *, draw: bool) -> Compar
         named[column.name] = (p.metric_id, distance.metric_id)
     live, reference = (
         Dataset.from_pandas(
-            pd.DataFrame({column.name: getattr(column, side).to_numpy() for column in columns}),
+            # Answers have a reference of their own, which need not be as long: what is missing at the end is left out.
+            pd.DataFrame({column.name: getattr(column, side).reset_index(drop=True) for column in columns}),
             data_definition=DataDefinition(
                 numerical_columns=[column.name for column in columns if column.numeric],
                 categorical_columns=[column.name for column in columns if not column.numeric],

@@ -136,7 +136,7 @@ def inputs_part(loaded: LoadedSpec, platform: Platform, watched: Watched) -> lis
 
 
 def drift_part(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[MetricRow]:
-    """Inputs and predictions against training data, and the quality that the scores let expect.
+    """Inputs against training data, answers against those about the holdout, and the quality that scores let expect.
 
     Raises:
         ContenderError: the model's file is not what was recorded.
@@ -163,7 +163,14 @@ def drift_part(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list
         reference_rows=reference.rows,
         live_rows=answered,
         html=drift_report(platform, watched),
+        unlearned=reference.unlearned,
     )
+    if reference.unlearned is None:
+        reason = (
+            f"version {watched.version} came without the rows that it did not learn, and what it says of those that it "
+            "did is no measure"
+        )
+        rows += _inconclusive(watched, reason, answered, ("prediction_drift",))
     return [*rows, *estimated_rows(_looked(loaded, watched), live, answered, _evaluation(platform, watched))]
 
 
@@ -249,8 +256,9 @@ def _said(rows: pa.Table, kind: TaskKind) -> np.ndarray:
     return np.asarray(values, dtype=object if kind is TaskKind.MULTICLASS else np.float64)
 
 
-def _inconclusive(watched: Watched, reason: str, rows: int) -> list[MetricRow]:
-    kinds: tuple[Kind, ...] = ("drift", "prediction_drift")
+def _inconclusive(
+    watched: Watched, reason: str, rows: int, kinds: tuple[Kind, ...] = ("drift", "prediction_drift")
+) -> list[MetricRow]:
     return [
         MetricRow(
             version=watched.version,

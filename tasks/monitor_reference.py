@@ -1,4 +1,8 @@
-"""What live traffic is compared with: the rows that a version was trained on, sampled, with what it says of them."""
+"""What live traffic is compared with: inputs with those of training, answers with answers about rows not learned.
+
+A model is surer of rows that it has learned than of any that callers send, a forest much surer. So what it says is
+compared with what it says of its holdout, which it neither learned nor was chosen by.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +18,8 @@ from deployments.spec import FEATURES, ModelSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks.champion import ChampionRef, load_version, reference_snapshots
+from tasks.drift import Unlearned
 from tasks.frame import model_inputs
-from tasks.live_window import PREDICTION
 from tasks.metrics import Outputs, outputs_of
 from tasks.outcome import TrainOutcome
 from tasks.sampling import sample
@@ -29,10 +33,14 @@ _MOST_CATEGORIES = 10_000
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs of training rows, with the column `prediction` as live rows have it; drawn from `rows` of them."""
+    """Inputs of training rows, drawn from `rows` of them, and what the version says of rows that it did not learn.
+
+    `unlearned` is None where no such rows are here: a version from another environment left its holdout there.
+    """
 
     frame: pd.DataFrame
     rows: int
+    unlearned: Unlearned | None
 
 
 def training_tables(platform: Platform, ref: ChampionRef) -> tuple[Snapshot, ...]:
@@ -44,8 +52,8 @@ def training_tables(platform: Platform, ref: ChampionRef) -> tuple[Snapshot, ...
     Raises:
         ContenderError: nothing of them was recorded, or they did not come along.
     """
-    outcome = Tracking(platform).document(ref.run_id, "outcome", TrainOutcome)
-    if outcome is not None and outcome.run_id == ref.run_id:
+    outcome = _trained_here(platform, ref)
+    if outcome is not None:
         development = outcome.parts.development
         return (development.train.snapshot, development.validation.snapshot)
     snapshot = reference_snapshots(platform, ref).get(FEATURES)
@@ -56,10 +64,16 @@ def training_tables(platform: Platform, ref: ChampionRef) -> tuple[Snapshot, ...
     return (snapshot,)
 
 
+def _trained_here(platform: Platform, ref: ChampionRef) -> TrainOutcome | None:
+    """What the version's training came to; None where it came from another environment, or that was not recorded."""
+    outcome = Tracking(platform).document(ref.run_id, "outcome", TrainOutcome)
+    return outcome if outcome is not None and outcome.run_id == ref.run_id else None
+
+
 def training_reference(
     platform: Platform, ref: ChampionRef, spec: ModelSpec, *, rows: int, seed: int
 ) -> Reference:
-    """At most `rows` training rows, drawn by a seed, and what the version says of them.
+    """At most `rows` training rows, and what the version says of at most as many of its holdout; drawn by a seed.
 
     Raises:
         ContenderError: the rows, or the model, are not to be had.
@@ -67,12 +81,15 @@ def training_reference(
     tables = training_tables(platform, ref)
     _expect_columns(tables, spec, ref)
     drawn = sample(_batches(platform, tables, spec.features.columns), rows, seed)
-    frame = model_inputs(drawn, spec)
-    with limited_threads(openmp_threads(len(frame), workers=1)):
-        said = outputs_of(load_version(platform, ref), frame, spec.target)
-    return Reference(
-        frame.assign(**{PREDICTION: said_column(said, spec)}), sum(table.rows for table in tables)
-    )
+    outcome = _trained_here(platform, ref)
+    unlearned = None
+    if outcome is not None:
+        holdout = outcome.parts.holdout.snapshot
+        held = sample(_batches(platform, (holdout,), spec.features.columns), rows, seed)
+        with limited_threads(openmp_threads(held.num_rows, workers=1)):
+            said = outputs_of(load_version(platform, ref), model_inputs(held, spec), spec.target)
+        unlearned = Unlearned(pd.Series(said_column(said, spec)), holdout.rows)
+    return Reference(model_inputs(drawn, spec), sum(table.rows for table in tables), unlearned)
 
 
 def said_column(said: Outputs, spec: ModelSpec) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from deployments.monitoring import DriftPlan
 from deployments.spec import ModelSpec
 from tasks import drift
-from tasks.drift import drift_rows
+from tasks.drift import Unlearned, drift_rows
 from tasks.monitoring_record import Window
 from tasks.verdict import Verdict
 
@@ -80,7 +80,7 @@ def frame(seed, rows=1_000):
 REFERENCE = frame(0)
 
 
-def judged(live, reference=REFERENCE, plan=PLAN, kind="binary", html=None):
+def judged(live, reference=REFERENCE, plan=PLAN, kind="binary", html=None, unlearned=None):
     return drift_rows(
         plan,
         spec(kind),
@@ -91,6 +91,7 @@ def judged(live, reference=REFERENCE, plan=PLAN, kind="binary", html=None):
         reference_rows=len(reference),
         live_rows=50_000,
         html=html,
+        unlearned=unlearned,
     )
 
 
@@ -372,6 +373,44 @@ def test_predictions_are_compared_as_what_they_are(kind, made, metric):
         metric,
         Verdict.PASS,
     )
+
+
+@pytest.mark.parametrize("rows", [400, 3_000])
+def test_answers_are_compared_with_those_about_rows_that_were_not_learned(rows, tmp_path):
+    learned = REFERENCE.assign(prediction=0.0)
+    unlearned = Unlearned(frame(2, rows)["prediction"], 7_000)
+
+    row = judged(frame(1), learned, html=tmp_path / "drift.html", unlearned=unlearned)[-1]
+    moved = judged(frame(1).assign(prediction=0.9), learned, unlearned=unlearned)[-1]
+
+    assert (row.kind, row.verdict, moved.verdict) == ("prediction_drift", Verdict.PASS, Verdict.FAIL)
+    assert row.value < 0.2
+    assert f"against {rows:,} of 7,000" in row.reason
+    assert (tmp_path / "drift.html").exists()
+
+
+def test_classes_that_were_answered_may_have_a_shorter_reference_too(tmp_path):
+    live, unlearned = (frame(seed, rows)["tier"] for seed, rows in ((1, 1_000), (2, 300)))
+
+    row = judged(
+        frame(1).assign(prediction=live),
+        kind="multiclass",
+        html=tmp_path / "drift.html",
+        unlearned=Unlearned(unlearned, 300),
+    )[-1]
+
+    assert (row.kind, row.metric, row.verdict) == ("prediction_drift", "jensenshannon", Verdict.PASS)
+    page = (tmp_path / "drift.html").read_text(encoding="utf-8")
+    assert '"silver"' in page
+    assert '"nan"' not in page
+
+
+def test_a_few_rows_that_were_not_learned_leave_answers_inconclusive_alone():
+    rows = judged(frame(1), unlearned=Unlearned(frame(2, 50)["prediction"], 50))
+
+    assert rows[-1].verdict is Verdict.INCONCLUSIVE
+    assert "the reference has 50 values" in rows[-1].reason
+    assert verdicts(rows)["pace", False] is Verdict.PASS
 
 
 # The page and the decision ------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """What live rows are compared with: rows of training, where they are here, and an error that says so where not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,10 +9,11 @@ import pytest
 from deployments.errors import ContenderError
 from deployments.spec import FEATURES
 from tasks import monitor_reference
-from tasks.champion import ChampionRef
+from tasks.champion import ChampionRef, load_version
+from tasks.frame import model_inputs
 from tasks.live_window import inputs_frame
-from tasks.metrics import Outputs
-from tasks.monitor_reference import known_categories, said_column, training_tables
+from tasks.metrics import Outputs, outputs_of
+from tasks.monitor_reference import known_categories, said_column, training_reference, training_tables
 
 REF = ChampionRef(name="dev-fruit", version="3", run_id="r", model_id="m", digest="d")
 
@@ -64,6 +67,51 @@ def test_data_that_did_not_come_along_is_an_error_that_says_so(platform, carried
     carried(fruit().drop_columns(["sugar", "spots"]))
     with pytest.raises(ContenderError, match="spots, sugar did not come along"):
         known_categories(platform, REF, spec)
+
+
+def test_a_forest_that_knows_its_training_rows_by_heart_is_compared_with_its_holdout(
+    make_line, make_rows, monkeypatch
+):
+    from scipy.stats import wasserstein_distance
+
+    def one_forest(spec):
+        forest = {"name": "forest", "estimator": "sklearn.ensemble.RandomForestClassifier"}
+        spec["training"]["candidates"] = [forest | {"params": {"n_estimators": 30}}]
+
+    rows = make_rows("binary", 3000, 1)
+    by_chance = pa.array(np.random.default_rng(3).random(3000) < 0.3)
+    line = make_line(
+        "binary", one_forest, rows.set_column(rows.column_names.index("ripe"), "ripe", by_chance)
+    )
+    ref, spec = line.reference(line.train(line.open())), line.loaded.spec
+    monkeypatch.setattr(monitor_reference, "_trained_here", lambda *_: SimpleNamespace(parts=line.parts))
+    live, learned = (
+        outputs_of(load_version(line.platform, ref), model_inputs(rows, spec), spec.target).score
+        for rows in (
+            make_rows("binary", 3000, 2),
+            line.platform.tables.read(line.parts.development.train.snapshot),
+        )
+    )
+
+    found = training_reference(line.platform, ref, spec, rows=2000, seed=1)
+
+    said = found.unlearned.said
+    assert found.unlearned.rows == line.parts.holdout.snapshot.rows == len(said)
+    assert len(found.frame) == 2000
+    assert found.rows == 3000 - len(said)
+    # By what matters in drift: as many standard deviations apart.
+    assert wasserstein_distance(said, live) / said.std() < 0.1
+    assert wasserstein_distance(learned, live) / learned.std() > 0.3
+
+
+def test_a_version_from_elsewhere_has_nothing_that_its_answers_could_be_compared_with(
+    platform, carried, make_spec
+):
+    carried(fruit())
+
+    found = training_reference(platform, REF, make_spec().spec, rows=100, seed=1)
+
+    assert (len(found.frame), found.rows, found.unlearned) == (6, 6, None)
 
 
 def test_what_is_compared_of_predictions_depends_on_the_target(make_spec):
