@@ -123,6 +123,13 @@ class Browser:
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
 
+    def wait_until(self, expression, seconds=SECONDS):
+        """Wait until a JavaScript expression is true of the page that is open."""
+        deadline = time.monotonic() + seconds
+        while not self.value(expression):
+            assert time.monotonic() < deadline, (expression, self.value("document.body.innerHTML"))
+            time.sleep(0.2)
+
     def click(self, selector, text=""):
         """Click as a person would on the first element of a selector that has a text, once it is there and rests."""
         place = f"""(() => {{
