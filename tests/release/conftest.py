@@ -151,11 +151,10 @@ class Traffic:
         except OSError as error:
             self.statuses[type(error).__name__] += 1
 
-    def go_on(self, seed):
+    def go_on(self, seed, pause):
         random_numbers = random.Random(seed)
-        while not self.stop.is_set():
+        while not self.stop.wait(pause):
             self.ask(random_numbers)
-            time.sleep(0.02)
 
     @property
     def failed(self):
@@ -230,10 +229,11 @@ class Line:
         return [entry.event for entry in ledger_of(self.platform).entries(MODEL)]
 
     @contextmanager
-    def traffic(self, callers=3):
+    def traffic(self, callers=3, pause=0.02):
+        """Callers that each wait for so many seconds between answer and question: what asks for more takes a core."""
         traffic = Traffic(self.endpoint["url"], self.kind.truth)
         threads = [
-            threading.Thread(target=traffic.go_on, args=(seed,), daemon=True) for seed in range(callers)
+            threading.Thread(target=traffic.go_on, args=(seed, pause), daemon=True) for seed in range(callers)
         ]
         for thread in threads:
             thread.start()

@@ -36,7 +36,7 @@ def test_a_release_whose_process_is_killed_is_put_back_by_its_lease_and_taken_up
     line.plan(steps=[{"percentage": 50, "minimum_requests": 40, "minimum_seconds": 8, "maximum_seconds": 90}])
     line.up()
 
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         first = command(line, "release")
         until(lambda: "v2" in line.shares and line.releases.newest().state is State.CANARY)
         first.send_signal(signal.SIGKILL)

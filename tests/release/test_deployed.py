@@ -152,7 +152,7 @@ def test_a_rejected_form_ends_the_release_and_changes_nothing(line, deployed, tm
     deployment = deployed.deploy(line, "rejected")
     deployed.start_worker()
 
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         run = deployed.begin(deployment)
         deployed.wait_for(run, "Suspended")
         assert deployed.answer(run, **filled_in(line, key, "reject", "CHG-1"))["status"] == "ACCEPT"
@@ -214,7 +214,7 @@ def test_an_approved_form_promotes_though_the_worker_that_asked_for_it_was_kille
     deployment = deployed.deploy(line, "approved")
     deployed.start_worker()
 
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         run = deployed.begin(deployment)
         deployed.wait_for(run, "Suspended")
         deployed.kill_worker()
@@ -246,7 +246,7 @@ def test_cancelled_or_killed_in_mid_canary_the_champion_is_back_and_a_run_again_
     deployment = deployed.deploy(line, "interrupted")
     deployed.start_worker()
 
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         cancelled = deployed.begin(deployment)
         wait_until(lambda: in_canary(line), 300, "the canary", deployed.said)
         deployed.ask(
@@ -314,7 +314,7 @@ def test_a_release_gets_through_an_mlflow_that_fails_now_and_then_and_goes_away_
     weather.faults.extend([503, "drop", 503])
     before = len(weather.met)
 
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         run = deployed.begin(deployment)
         wait_until(lambda: in_canary(line), 300, "the canary", deployed.said)
         at_once = weather.met[before:]

@@ -119,7 +119,7 @@ def test_ctrl_c_asks_whether_to_hold_to_go_on_to_roll_back_or_to_leave_it_to_the
     line.up()
     named = ("--model", str(line.spec), "--env", str(line.environment_file), "--version", "2")
 
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         first = terminal("release", *named)
         first.until(in_canary)
         first.press(CTRL_C)

@@ -107,7 +107,7 @@ def test_a_person_sees_trainings_releases_and_forms_in_the_browser(seen, environ
     training(seen)
     parameters(seen, next(found for entry, found in deployed.items() if "train" in entry))
     approval(seen, waiting, token(environment, line))
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         run(environment, "-m", "prefect", "flow-run", "execute", waiting)
     promoted(seen, waiting)
     assert (line.aliases["champion"], traffic.failed) == ("3", 0)
