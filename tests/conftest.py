@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 
 os.environ.update(
@@ -20,6 +21,27 @@ import pytest
 
 from deployments.environment import Environment, LocalPlatformConfig
 from platforms.local import LocalPlatform
+
+TEMPORARY = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+    """A folder for all that tests, and what they start and kill, would leave among the machine's temporary files."""
+    if not hasattr(config, "workerinput"):
+        config.stash[TEMPORARY] = tempfile.mkdtemp(prefix="contender-")
+        os.environ["TMPDIR"], tempfile.tempdir = config.stash[TEMPORARY], None
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """It stays where there is something to look into."""
+    if exitstatus not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+        session.config.stash[TEMPORARY] = ""
+
+
+def pytest_unconfigure(config):
+    """It goes once nothing writes into it any more."""
+    if folder := config.stash.get(TEMPORARY, ""):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
