@@ -26,10 +26,10 @@ from tasks.retrain_record import (
     RetrainOutcome,
     begin_retraining,
     end_retraining,
-    open_retraining,
     record_refusal,
     record_trained,
     release_of,
+    standing_retraining,
     state_of,
 )
 
@@ -58,19 +58,40 @@ def policy(
     release: bool,
     as_of: datetime | None,
 ) -> Retraining:
-    """The retraining that was cut short, or a new one where the policy allows it."""
+    """The retraining that was cut short, or a new one where the policy allows it; a refusal is in the ledger.
+
+    Raises:
+        RetrainRefusedError: the policy does not allow it.
+        BadInputError: there is no reason, or the data plane is not up, which a release would need.
+    """
     if not reason.strip():
         raise BadInputError("say why, with --reason: it is what the ledger is asked about later")
-    standing = open_retraining(platform, loaded.name)
+    try:
+        return _standing_or_new(loaded, platform, reason, alert, release, as_of)
+    except RetrainRefusedError:
+        raise
+    except ContenderError as error:
+        record_refusal(platform, loaded, reason, alert, (first_line(error),))
+        raise
+
+
+def _standing_or_new(
+    loaded: LoadedSpec,
+    platform: Platform,
+    reason: str,
+    alert: AlertKind | None,
+    release: bool,
+    as_of: datetime | None,
+) -> Retraining:
+    now = datetime.now(UTC)
+    standing = standing_retraining(platform, loaded, now)
+    if standing is None:
+        allowed = may_retrain(loaded.spec.retrain, retrain_state(platform, loaded, now), now, alert)
+        if isinstance(allowed, Refused):
+            raise RetrainRefusedError(record_refusal(platform, loaded, reason, alert, allowed.reasons))
     if release and (standing is None or release_of(platform, standing) is None):
         _require_data_plane(loaded, platform)
-    if standing is not None:
-        return standing
-    now = datetime.now(UTC)
-    allowed = may_retrain(loaded.spec.retrain, retrain_state(platform, loaded, now), now, alert)
-    if isinstance(allowed, Refused):
-        raise RetrainRefusedError(record_refusal(platform, loaded, reason, alert, allowed.reasons))
-    return begin_retraining(platform, loaded, reason, alert, clock_of(loaded, as_of))
+    return standing or begin_retraining(platform, loaded, reason, alert, clock_of(loaded, as_of))
 
 
 def _require_data_plane(loaded: LoadedSpec, platform: Platform) -> None:
@@ -99,7 +120,8 @@ def retrain(
 ) -> RetrainOutcome:
     """Ask the policy, train, and release what the gates propose; never straight to champion.
 
-    One that was cut short is carried on, with its own reason and moment, and the policy is not asked again.
+    One that was cut short is carried on, with its own reason and moment, and the policy is not asked again; one whose
+    release was ended by hand meanwhile, or that is too old, is ended first, and the policy asked for another.
 
     Args:
         model: A model under deployments/models, or the path of a model.yaml.

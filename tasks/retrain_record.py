@@ -4,7 +4,7 @@ The ledger is all the state there is: a retraining that has begun and not ended 
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from deployments.declared import Declared
@@ -26,14 +26,27 @@ __all__ = [
     "record_refusal",
     "record_trained",
     "release_of",
+    "standing_retraining",
     "state_of",
 ]
 
 RetrainState = Literal[
-    "promoted", "rolled_back", "rejected", "proposed", "unchanged", "gates_refused", "failed", "refused"
+    "promoted",
+    "rolled_back",
+    "rejected",
+    "proposed",
+    "unchanged",
+    "gates_refused",
+    "failed",
+    "expired",
+    "refused",
 ]
 """How a retraining ended: by its release, as a challenger that waits for one, with nothing new, refused by its gates,
-by an error, or before it began."""
+by an error, cut short and too old to be carried on, or before it began."""
+
+CARRY_ON_HOURS = 24.0
+"""A retraining that was cut short is carried on for so long after it began, or for the policy's cooldown if that is
+longer: until then the policy would not let another begin, and from then on it is asked anew."""
 
 
 class Retraining(Declared):
@@ -87,6 +100,30 @@ def open_retraining(platform: Platform, model: str) -> Retraining | None:
         return None
     trained = next((entry for entry in told if entry.event == TRAINED), None)
     return _retraining(begun, trained)
+
+
+def standing_retraining(platform: Platform, loaded: LoadedSpec, now: datetime) -> Retraining | None:
+    """The retraining that a run at `now` has to carry on; None where there is none.
+
+    One whose release has ended meanwhile, as by `release` run by hand, ends as that did. One that was cut short longer
+    ago than `CARRY_ON_HOURS` or the policy's cooldown expires, unless its release is under way. Both are written down.
+    """
+    standing = open_retraining(platform, loaded.name)
+    if standing is None:
+        return None
+    begun = release_of(platform, standing) if standing.version is not None else None
+    if begun is not None:
+        if not begun.ended:
+            return standing
+        end_retraining(platform, standing, state_of(begun), (begun.history[-1].reason,), begun.id)
+        return None
+    hours = max(CARRY_ON_HOURS, loaded.spec.retrain.cooldown_hours)
+    if now - standing.began <= timedelta(hours=hours):
+        return standing
+    done = f"trained version {standing.version}" if standing.version is not None else "trained nothing"
+    why = f"it began {standing.began:%Y-%m-%d %H:%M} UTC, {done}, and nobody carried it on within {hours:g} h"
+    end_retraining(platform, standing, "expired", (why,))
+    return None
 
 
 def _retraining(begun: Entry, trained: Entry | None) -> Retraining:

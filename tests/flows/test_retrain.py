@@ -5,6 +5,7 @@ import json
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -18,7 +19,9 @@ from tasks.costs import CostLog, spent_on
 from tasks.monitoring_record import Alert, MonitorOutcome, Window
 from tasks.outcome import GatesRefusedError
 from tasks.register import ledger_of
-from tasks.retrain_record import open_retraining
+from tasks.release_record import ReleaseStore
+from tasks.retrain_record import begin_retraining, open_retraining, record_trained
+from tests.tasks.made_releases import released
 from tests.tasks.test_costs import cost
 
 pytestmark = pytest.mark.slow
@@ -104,13 +107,53 @@ def test_data_that_break_their_contract_end_it_as_failed(promoted, platform):
     assert open_retraining(platform, MODEL) is None
 
 
-def test_without_a_data_plane_it_says_so_before_it_trains(promoted, platform):
+def test_without_a_data_plane_it_says_so_before_it_trains_and_the_ledger_has_the_refusal(promoted, platform):
     other_data(promoted.model)
 
     with pytest.raises(BadInputError, match=r"data plane is not up.*python -m flows.run up --env dev"):
-        retrain(str(promoted.model))
+        retrain(str(promoted.model), reason="it drifted", alert="drift")
 
-    assert told(platform) == []
+    (entry,) = told(platform)
+    assert entry.event == "retrain.refused"
+    assert (entry.details["reason"], entry.details["alert"]) == ("it drifted", "drift")
+    assert "data plane is not up" in entry.details["reasons"][0]
+
+
+def test_one_that_was_killed_weeks_ago_expires_and_another_begins_as_of_now(promoted, platform, monkeypatch):
+    weeks_ago = datetime.now(UTC) - timedelta(days=21)
+    loaded = load_spec(promoted.model)
+    with monkeypatch.context() as then:
+        then.setattr("tasks.ledger.datetime", Mock(now=Mock(return_value=weeks_ago)))
+        old = begin_retraining(platform, loaded, "forgotten", "drift", weeks_ago)
+    assert old.began == weeks_ago
+    other_data(promoted.model)
+
+    began = datetime.now(UTC)
+    outcome = retrain(str(promoted.model), reason="new prices", release=False)
+
+    assert (outcome.state, outcome.reason, outcome.version) == ("proposed", "new prices", "2")
+    started = [entry.details for entry in told(platform, "retrain.started")]
+    assert [details["reason"] for details in started] == ["forgotten", "new prices"]
+    assert datetime.fromisoformat(started[1]["as_of"]) >= began
+    first, _ = told(platform, "retrain.ended")
+    assert (first.details["retraining"], first.details["state"]) == (old.id, "expired")
+
+
+def test_one_whose_release_was_ended_by_hand_does_not_swallow_the_next_alert(promoted, platform):
+    other_data(promoted.model)
+    loaded = load_spec(promoted.model)
+    waiting = begin_retraining(platform, loaded, "first alert", "drift", None)
+    record_trained(platform, waiting, "7", "f" * 64)
+    by_hand = released(model=MODEL, begun=datetime.now(UTC))
+    ReleaseStore(platform, MODEL).save(by_hand)
+    changed(promoted.model, retrain={"cooldown_hours": 0})
+
+    outcome = retrain(str(promoted.model), reason="second alert", alert="quality", release=False)
+
+    assert (outcome.reason, outcome.alert, outcome.version) == ("second alert", "quality", "2")
+    first, second = told(platform, "retrain.ended")
+    assert (first.details["state"], first.details["release"]) == ("promoted", by_hand.id)
+    assert second.details["retraining"] == outcome.id != waiting.id
 
 
 def test_a_used_up_budget_refuses_with_its_figures_and_stops_a_plain_training_as_well(promoted, platform):
