@@ -1,7 +1,7 @@
 """Labels: what the answers to served requests should have been, as it becomes known, in a table of its own.
 
 A label belongs to one row of one request of the prediction log. It may come late, again, or corrected: the one that
-was received last counts.
+was received last counts, and when the first was received is kept beside it.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from deployments.declared import Declared
 from deployments.spec import LoadedSpec
@@ -23,7 +24,9 @@ from tasks.queries import query_session, quoted
 if TYPE_CHECKING:
     import duckdb
 
-__all__ = ["WITHIN_HOURS", "Added", "add_labels", "labels_for"]
+__all__ = ["WITHIN_HOURS", "Added", "add_labels", "labelled_since", "labels_for"]
+
+FIRST = "first_received_at"
 
 _SCHEMA = pa.schema(
     [
@@ -31,6 +34,7 @@ _SCHEMA = pa.schema(
         (ROW, pa.int32()),
         (LABEL, pa.string()),
         ("received_at", pa.timestamp("us", "UTC")),
+        (FIRST, pa.timestamp("us", "UTC")),
     ]
 )
 _BATCH_ROWS = 131_072
@@ -137,11 +141,44 @@ def labels_for(platform: Platform, model: str, requests: Collection[str]) -> Map
     wanted = pa.array(list(requests), pa.string())
     found = [
         batch.filter(pc.is_in(batch.column(REQUEST).cast(pa.string()), value_set=wanted))
-        for batch in platform.tables.batches(snapshot, _SCHEMA.names)
+        for batch in platform.tables.batches(snapshot, [REQUEST, ROW, LABEL, "received_at"])
     ]
     labels = pa.Table.from_batches(found).sort_by("received_at")
     keys = zip(labels[REQUEST].to_pylist(), labels[ROW].to_pylist(), strict=True)
     return dict(zip(keys, labels[LABEL].to_pylist(), strict=True))
+
+
+def labelled_since(platform: Platform, model: str, since: datetime) -> int:
+    """How many rows that were answered to callers had their first label from a moment (with a time zone) on.
+
+    A label that was corrected or sent again is the same row's, and one of a request that stands in no prediction log
+    is of none.
+
+    Raises:
+        ContenderError: the log cannot be read now.
+    """
+    snapshot = platform.tables.latest(platform.table("labels", model, "labels"))
+    log = platform.predictions(platform.endpoint(model)) if snapshot is not None else None
+    if log is None:
+        return 0
+    answered = ~ds.field("shadow") & (ds.field("status_code") < 400)
+    with query_session(platform) as connection:
+        connection.register("labels", _standing(platform, snapshot))
+        connection.execute(
+            f'CREATE TABLE fresh AS SELECT {REQUEST}, "{ROW}" FROM labels WHERE {FIRST} >= $since',
+            {"since": since},
+        )
+        logged = log.dataset.scanner(
+            ["databricks_request_id", "row"], filter=answered, batch_size=_BATCH_ROWS
+        )
+        connection.register("log", logged.to_reader())
+        ((count,),) = connection.sql(
+            f"""
+            SELECT count(*) FROM fresh
+            SEMI JOIN log ON log.databricks_request_id = fresh.{REQUEST} AND log."row" = fresh."{ROW}"
+            """
+        ).fetchall()
+    return int(count)
 
 
 # Which request a label is of ---------------------------------------------------------------------------------
@@ -224,9 +261,7 @@ def _merge(
     moment: datetime,
 ) -> None:
     """Make the table `merged`: every label, what it was before, and whether the file has it."""
-    rows = platform.tables.batches(standing, _SCHEMA.names, _BATCH_ROWS) if standing is not None else iter(())
-    stream = pa.RecordBatchReader.from_batches(_SCHEMA, (batch.cast(_SCHEMA) for batch in rows))
-    connection.register("standing", stream)
+    connection.register("standing", _standing(platform, standing))
     connection.execute(
         f"""
         CREATE TABLE merged AS
@@ -236,13 +271,13 @@ def _merge(
         ),
         both_of_them AS (
             SELECT {REQUEST}, "{ROW}", standing.{LABEL} AS former, last.{LABEL} AS latter,
-                standing.received_at AS then_, last.received_at AS now_,
+                standing.received_at AS then_, last.received_at AS now_, coalesce({FIRST}, now_) AS {FIRST},
                 latter IS NOT NULL AS received,
                 received AND (former IS NULL OR (former <> latter AND now_ >= then_)) AS changed
             FROM standing FULL JOIN last USING ({REQUEST}, "{ROW}")
         )
         SELECT {REQUEST}, "{ROW}", CASE WHEN changed THEN latter ELSE former END AS {LABEL},
-            CASE WHEN changed THEN now_ ELSE then_ END AS received_at, former, received
+            CASE WHEN changed THEN now_ ELSE then_ END AS received_at, {FIRST}, former, received
         FROM both_of_them
         """,
         {"moment": moment},
@@ -250,10 +285,24 @@ def _merge(
     connection.unregister("standing")
 
 
+def _standing(platform: Platform, snapshot: Snapshot | None) -> pa.RecordBatchReader:
+    """The labels of a version of the table; one without first moments knows none before the last."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        if snapshot is None:
+            return
+        names = [name if name in snapshot.columns else "received_at" for name in _SCHEMA.names]
+        for batch in platform.tables.batches(snapshot, list(dict.fromkeys(names)), _BATCH_ROWS):
+            columns = [batch.column(name) for name in names]
+            yield pa.RecordBatch.from_arrays(columns, names=_SCHEMA.names).cast(_SCHEMA)
+
+    return pa.RecordBatchReader.from_batches(_SCHEMA, batches())
+
+
 def _merged(connection: "duckdb.DuckDBPyConnection") -> pa.RecordBatchReader:
     """The labels in an order that their content decides."""
     rows = connection.sql(
-        f'SELECT {REQUEST}, "{ROW}", {LABEL}, received_at FROM merged ORDER BY {REQUEST}, "{ROW}"'
+        f'SELECT {REQUEST}, "{ROW}", {LABEL}, received_at, {FIRST} FROM merged ORDER BY {REQUEST}, "{ROW}"'
     ).to_arrow_reader(_BATCH_ROWS)
 
     def batches() -> Iterator[pa.RecordBatch]:

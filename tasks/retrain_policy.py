@@ -6,13 +6,12 @@ What is known (ledger, labels, costs, the release under way) goes in; permission
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import pyarrow.compute as pc
-
 from deployments.monitoring import AlertKind, RetrainSpec
 from deployments.spec import LoadedSpec
 from platforms.platform import Platform
 from tasks.champion import ChampionMissing, ChampionRef, NoChampionYet, Standing, standing_champion
 from tasks.costs import budget_problems
+from tasks.labels import labelled_since
 from tasks.ledger import Entry
 from tasks.register import ledger_of
 from tasks.release_record import ReleaseStore
@@ -53,8 +52,8 @@ class RetrainState:
     """What a decision rests on.
 
     `no_champion` says why there is none to retrain, `releasing` which version is under way, `new_labels` how many
-    labelled rows came since the champion was trained (None where nobody can tell); `budget` names budgets that are
-    used up; `last_started` is when the last one began that was not ended by something that broke.
+    labelled rows came since the champion was trained (None where nobody can tell, or asks); `budget` names budgets that
+    are used up; `last_started` is when the last one began that was not ended by something that broke.
     """
 
     no_champion: str = ""
@@ -107,9 +106,16 @@ def retrain_state(platform: Platform, loaded: LoadedSpec, now: datetime) -> Retr
         no_champion=_no_champion(standing, platform.registered_model(loaded.name)),
         releasing=newest.challenger.version if newest is not None and not newest.ended else "",
         last_started=datetime.fromisoformat(entry.time) if entry is not None else None,
-        new_labels=new_labels(platform, loaded.name, standing) if isinstance(standing, ChampionRef) else None,
+        new_labels=_new_labels(platform, loaded, standing),
         budget=budget_problems(platform, loaded.name, loaded.spec.retrain, now),
     )
+
+
+def _new_labels(platform: Platform, loaded: LoadedSpec, standing: Standing) -> int | None:
+    """They are counted over the whole prediction log, so only for a policy that asks."""
+    if not loaded.spec.retrain.minimum_new_labels or not isinstance(standing, ChampionRef):
+        return None
+    return new_labels(platform, loaded.name, standing)
 
 
 def _no_champion(standing: Standing, name: str) -> str:
@@ -136,17 +142,10 @@ def last_started(platform: Platform, model: str, *, broken: bool = True) -> Entr
 
 
 def new_labels(platform: Platform, model: str, champion: ChampionRef) -> int:
-    """How many labelled rows of served requests were received since the champion's version was made.
+    """How many rows that were answered to callers had their first label since the champion's version was made.
 
     They are those that `labels add` brought; labels that a source of the spec holds are counted by nobody before they
     are ingested.
     """
     made = Tracking(platform).client.get_model_version(champion.name, champion.version).creation_timestamp
-    snapshot = platform.tables.latest(platform.table("labels", model, "labels"))
-    if snapshot is None:
-        return 0
-    since = datetime.fromtimestamp(made / 1000, UTC)
-    return sum(
-        int(pc.sum(pc.greater_equal(batch.column("received_at"), since)).as_py() or 0)
-        for batch in platform.tables.batches(snapshot, ["received_at"])
-    )
+    return labelled_since(platform, model, datetime.fromtimestamp(made / 1000, UTC))
