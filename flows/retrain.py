@@ -129,7 +129,7 @@ def retrain(
         reason: Why; it stands in the ledger.
         alert: The kind of alert that asks for it, where one does.
         release: Whether a challenger is released as well, or only proposed.
-        as_of: Look from this moment; now by default.
+        as_of: Look from this moment; by default from the spec's `clock`, or where it has none from now.
 
     Raises:
         RetrainRefusedError: the policy does not allow it now; nothing was begun.
@@ -143,7 +143,7 @@ def retrain(
     try:
         with platform.alone(f"retrain-{name}", busy):
             retraining = policy(loaded, platform, reason, alert, release, as_of)
-            return _carried_on(platform, model, env, retraining, release)
+            return _carried_on(loaded, platform, model, env, retraining, release)
     except BusyError as error:
         if str(error) != busy:
             raise
@@ -151,7 +151,7 @@ def retrain(
 
 
 def _carried_on(
-    platform: Platform, model: str, env: str, retraining: Retraining, release: bool
+    loaded: LoadedSpec, platform: Platform, model: str, env: str, retraining: Retraining, release: bool
 ) -> RetrainOutcome:
     """Train unless that is done, release unless that is done, and write down how it ended."""
     try:
@@ -161,8 +161,7 @@ def _carried_on(
             version = current(platform, outcome.version)
             retraining = record_trained(platform, retraining, version.version, version.model_digest)
             if CHALLENGER not in version.aliases:
-                why = f"version {version.version} was trained on the same before, and is no challenger"
-                return end_retraining(platform, retraining, "unchanged", (why,))
+                return end_retraining(platform, retraining, "unchanged", _why_unchanged(loaded, retraining))
         if not release:
             return end_retraining(platform, retraining, "proposed")
         begun = release_of(platform, retraining)
@@ -187,6 +186,16 @@ def _carried_on(
     return end_retraining(platform, retraining, state_of(begun), (last,), begun.id)
 
 
+def _why_unchanged(loaded: LoadedSpec, retraining: Retraining) -> tuple[str, ...]:
+    """Why nothing new was trained, and what would be needed for it."""
+    why = [
+        f"version {retraining.version} was trained on the same data, spec and code before, and is no challenger"
+    ]
+    if loaded.spec.clock is not None and retraining.as_of == clock_of(loaded, None):
+        why.append("the spec's `clock` is where its data ends; a later moment, with --as-of, sees more")
+    return tuple(why)
+
+
 def retrain_for(
     outcome: MonitorOutcome,
     env: str,
@@ -201,7 +210,7 @@ def retrain_for(
         env: The environment.
         model: The name or path of the model, where the outcome's own does not say where its spec is.
         release: Whether a challenger is released as well.
-        as_of: Look from this moment; now by default.
+        as_of: Look from this moment; by default from the spec's `clock`, or where it has none from now.
 
     Returns:
         How it ended, a refusal by the policy included; None where no alert asks for it.

@@ -30,7 +30,12 @@ def retrain(
     reason: ReasonOption = "asked for by hand",
     release: ReleaseOption = True,
     as_of: Annotated[
-        datetime | None, typer.Option("--as-of", help="Look from this moment (UTC).", formats=MOMENTS)
+        datetime | None,
+        typer.Option(
+            "--as-of",
+            help="Look from this moment (UTC); by default from the spec's clock, or where it has none from now.",
+            formats=MOMENTS,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -65,7 +65,10 @@ class Retraining(Declared):
 
 
 class RetrainOutcome(Declared):
-    """How a retraining ended and why; `version` is what it trained, and `release` how that went, where there is one."""
+    """How a retraining ended and why; `version` is what it trained, and `release` how that went, where there is one.
+
+    `as_of` is the moment that it looked from, None where it was refused.
+    """
 
     model: str
     environment: str
@@ -76,15 +79,17 @@ class RetrainOutcome(Declared):
     why: tuple[str, ...] = ()
     version: str | None = None
     release: str | None = None
+    as_of: datetime | None = None
     began: datetime | None = None
     ended: datetime
 
     def __str__(self) -> str:
         version, why = f", version {self.version}" if self.version else "", "; ".join(self.why)
+        moment = f" as of {self.as_of:%Y-%m-%d %H:%M} UTC" if self.as_of else ""
         said = (
             "not retrained"
             if self.state == "refused"
-            else f"retrained{version}: {self.state.replace('_', ' ')}"
+            else f"retrained{moment}{version}: {self.state.replace('_', ' ')}"
         )
         return f"{self.model}: {said}{f' ({why})' if why else ''}"
 
@@ -189,6 +194,7 @@ def end_retraining(
         why=why,
         version=retraining.version,
         release=release,
+        as_of=retraining.as_of,
         began=retraining.began,
         ended=datetime.fromisoformat(entry.time),
     )

@@ -21,6 +21,7 @@ from tasks.outcome import GatesRefusedError
 from tasks.register import ledger_of
 from tasks.release_record import ReleaseStore
 from tasks.retrain_record import begin_retraining, open_retraining, record_trained
+from tasks.tracking import Tracking
 from tests.tasks.made_releases import released
 from tests.tasks.test_costs import cost
 
@@ -83,6 +84,26 @@ def test_the_same_data_and_code_make_no_challenger(promoted, platform):
 
     assert outcome.state == "unchanged"
     assert "no challenger" in outcome.why[0]
+
+
+def test_with_a_clock_in_the_spec_it_says_as_of_when_it_trained_and_what_would_be_new(promoted, platform):
+    document = yaml.safe_load(promoted.model.read_text())
+    promoted.model.write_text(yaml.safe_dump(document | {"clock": "2026-01-01T00:00:00+00:00"}))
+    changed(promoted.model, retrain={"cooldown_hours": 0})
+    model = str(promoted.model)
+    first = retrain(model, release=False)
+    Tracking(platform).client.delete_registered_model_alias("dev-binary_model", "challenger")
+
+    again = retrain(model, release=False)
+    later = retrain(model, release=False, as_of=datetime(2026, 2, 1, tzinfo=UTC))
+
+    assert (first.state, again.state, later.state) == ("proposed", "unchanged", "unchanged")
+    assert str(again).startswith(
+        "binary_model: retrained as of 2026-01-01 00:00 UTC, version 2: unchanged (version 2 was trained on the same"
+    )
+    assert "the spec's `clock` is where its data ends" in again.why[1]
+    assert later.as_of == datetime(2026, 2, 1, tzinfo=UTC)
+    assert len(later.why) == 1
 
 
 def test_what_gates_refuse_is_not_proposed(promoted, platform):
@@ -318,7 +339,8 @@ def test_the_command_says_how_it_ended_and_ends_with_three_where_it_is_refused(p
     silent = commands("retrain", *model, "--reason", " ")
 
     assert done.returncode == 0
-    assert "binary_model: retrained, version 1: unchanged" in done.stdout
+    assert f"binary_model: retrained as of {datetime.now(UTC):%Y-%m-%d}" in done.stdout
+    assert "version 1: unchanged" in done.stdout
     assert again.returncode == 3
     assert again.json()["exit_code"] == 3
     assert "cooldown" in again.json()["error"]
