@@ -85,6 +85,12 @@ class QualityPlan(Declared):
     minimum_coverage: float = Field(
         0.2, ge=0, le=1, description="The part of a window's rows that has labels; below it is inconclusive."
     )
+    look_back_days: float = Field(
+        60, ge=0, description="So long after their end windows are judged again as labels come; 0: never."
+    )
+    look_back_windows: int = Field(
+        14, ge=0, description="So many of them in a run at most, the oldest first."
+    )
 
 
 class ServicePlan(Declared):

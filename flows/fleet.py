@@ -64,7 +64,7 @@ def one_model(name: str, model: str, env: str, asked: Asked) -> State[Any]:
                 outcome = monitor(model, env, asked.window, asked.since, asked.until)
                 row = row.monitored(outcome)
                 if asked.retrain:
-                    row = row.retrained_as(retrain_for(outcome, env, model, asked.release))
+                    row = row.retrained_as(retrain_for(outcome.with_late_alerts, env, model, asked.release))
     except Exception as error:  # noqa: BLE001 - whatever stopped this model, the others go on
         row = row.stopped(error)
     row = row.model_copy(update={"seconds": round(time.monotonic() - began, 3)})

@@ -5,16 +5,18 @@ from datetime import datetime
 
 from prefect import flow, task
 
+from deployments.errors import ContenderError
 from deployments.spec import LoadedSpec
 from flows.events import emit
 from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import about, prepare, run_name
 from platforms.platform import Platform
 from tasks import monitor as parts
+from tasks.late_labels import Late, judged_again, late_windows
 from tasks.metering import metered
 from tasks.mlflow_pages import run_links
 from tasks.monitor_window import Watched, watch, window_of
-from tasks.monitoring_record import MetricRow, MonitorOutcome, Window
+from tasks.monitoring_record import MetricRow, MonitoringTable, MonitorOutcome, Window
 from tasks.progress import stage
 from tasks.publish import artifact_key, links_markdown
 from tasks.steps import STEP
@@ -81,6 +83,22 @@ def keep(
         return parts.concluded(loaded, platform, watched, rows)
 
 
+@task(name="late labels", task_run_name="late labels", **STEP)
+@metered(rows=False)
+def late(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list[Late]:
+    """Earlier windows whose labels came since they were judged."""
+    with stage("late labels"):
+        return late_windows(loaded, platform, watched)
+
+
+@task(name="judge again", task_run_name="judge {one.window.end:%Y-%m-%d %H:%M} again", **STEP)
+@metered(rows=False)
+def judge_again(loaded: LoadedSpec, platform: Platform, one: Late) -> tuple[MonitorOutcome, list[MetricRow]]:
+    """The quality of an earlier window by the labels that are known now."""
+    with stage(f"judge {one.window.end:%Y-%m-%d %H:%M} again"):
+        return judged_again(loaded, platform, one)
+
+
 @flow(name="monitor", flow_run_name=run_name("monitor"), description=__doc__)
 def monitor(
     model: ModelName,
@@ -91,7 +109,8 @@ def monitor(
 ) -> MonitorOutcome:
     """Fold the log, join labels, and look at drift, quality, service levels, inputs and costs of one window.
 
-    A window that is looked at again replaces what was found in it before, and tells no alert twice.
+    A window that is looked at again replaces what was found in it before, and tells no alert twice. Where neither
+    `since` nor `until` is given, earlier windows of the same length whose labels came meanwhile are judged again.
 
     Args:
         model: A model under deployments/models, or the path of a model.yaml.
@@ -116,11 +135,34 @@ def monitor(
             for row in part(loaded, platform, watched)
         ]
         outcome = keep(loaded, platform, watched, rows)
-    about(outcome.version)
+        about(outcome.version)
+        for alert in outcome.alerts:
+            emit(platform, alert, outcome)
+        if since is None and until is None:
+            outcome = _with_late_labels(loaded, platform, watched, outcome)
     _publish(outcome, rows, run_links(platform, watched.ref.run_id, {}))
-    for alert in outcome.alerts:
-        emit(platform, alert, outcome)
     return outcome
+
+
+def _with_late_labels(
+    loaded: LoadedSpec, platform: Platform, watched: Watched, outcome: MonitorOutcome
+) -> MonitorOutcome:
+    """Judge earlier windows again by labels that came late; one that cannot be stops no other."""
+    again, problems = [], list(outcome.problems)
+    for one in late(loaded, platform, watched):
+        try:
+            earlier, rows = judge_again(loaded, platform, one)
+        except ContenderError as error:
+            problems.append(
+                f"the window that ended {one.window.end:%Y-%m-%d %H:%M} UTC was not judged again: {error}"
+            )
+            continue
+        # Told before it is kept: once kept, its labels are no news, and a run that was killed would never tell.
+        for alert in earlier.alerts:
+            emit(platform, alert, earlier)
+        MonitoringTable(platform, loaded.name).put(rows)
+        again.append(earlier)
+    return outcome.model_copy(update={"again": tuple(again), "problems": tuple(problems)})
 
 
 def _publish(outcome: MonitorOutcome, rows: Sequence[MetricRow], links: Mapping[str, str]) -> None:

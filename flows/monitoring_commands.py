@@ -52,7 +52,7 @@ def _retrain(outcome: "MonitorOutcome", env: str, model: str) -> None:
     from flows import console
     from flows.retrain import retrain_for
 
-    done = retrain_for(outcome, env, model)
+    done = retrain_for(outcome.with_late_alerts, env, model)
     if session.as_json:
         return
     said = "no alert asks for a retraining" if done is None else str(done)
@@ -83,6 +83,11 @@ def _show(outcome: "MonitorOutcome") -> None:
         said = f" (acknowledged: {alert.acknowledged})" if alert.acknowledged else ""
         style = "dim" if alert.acknowledged else "bold red"
         console.out.print(Text.assemble((alert.event, style), f"{said}: {alert.reason}"), soft_wrap=True)
+    for one in outcome.again:
+        said = f"judged again by {one.labelled:,} labels: {moment(one.window.start)} to {moment(one.window.end)}: "
+        console.out.print(Text.assemble(said, console.coloured(one.verdicts["quality"])), soft_wrap=True)
+        for alert in one.alerts:
+            console.out.print(Text.assemble((alert.event, "bold red"), f": {alert.reason}"), soft_wrap=True)
     for problem in outcome.problems:
         console.out.print(Text(problem, style="yellow"), soft_wrap=True)
     console.show_where([("Report", outcome.report)])

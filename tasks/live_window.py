@@ -7,7 +7,7 @@ for are read, and only what is asked to be kept is held.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ __all__ = [
     "inputs_frame",
     "join_labels",
     "labelled_inputs",
+    "labels_within",
     "received_batches",
 ]
 
@@ -194,12 +195,14 @@ def inputs_frame(rows: pa.Table, spec: ModelSpec) -> pd.DataFrame:
 class Joined:
     """The labels of a window: `answered` rows may have one, and `rows` has those that do.
 
-    Its columns: request_id, row, prediction, prediction_number, score, label (text), entity (text; the request where
-    it named none), and the inputs that were asked for. A row that was answered twice counts once, as answered last.
+    `received` is when the last of them came, None where there are none. The columns: request_id, row, prediction,
+    prediction_number, score, label (text), entity (text; the request where it named none), and the inputs that were
+    asked for. A row that was answered twice counts once, as answered last.
     """
 
     answered: int
     rows: pa.Table
+    received: datetime | None = None
 
 
 def join_labels(
@@ -222,14 +225,63 @@ def join_labels(
         connection.register("labels", _labels(platform, model))
         rows = connection.sql(
             f"""
-            SELECT databricks_request_id AS request_id, "row", prediction, prediction_number, score, label,
+            SELECT databricks_request_id AS request_id, "row", prediction, prediction_number, score, label, received_at,
                 coalesce(entity::VARCHAR, databricks_request_id) AS entity{", " + inputs if inputs else ""}
             FROM answered AS inputs JOIN labels
                 ON labels.request_id = inputs.databricks_request_id AND labels.place = inputs."row"
             ORDER BY request_id, "row"
             """
         ).to_arrow_table()
-    return Joined(int(answered), rows)
+    return Joined(
+        int(answered), rows.drop_columns(["received_at"]), pc.max(rows.column("received_at")).as_py()
+    )
+
+
+def labels_within(
+    platform: Platform, log: Predictions, model: str, asked: Sequence[tuple[Window, str]]
+) -> list[tuple[int, datetime | None]]:
+    """How many rows that a version answered in a window have labels by now, and when the last of those came.
+
+    Args:
+        platform: whose labels.
+        log: what was answered.
+        model: whose labels.
+        asked: windows, each with a version; the answer has a pair for each.
+    """
+    if not asked:
+        return []
+    whole = Window(start=min(window.start for window, _ in asked), end=max(window.end for window, _ in asked))
+    columns = ["databricks_request_id", "row", "request_time", "model_version"]
+    condition = ~ds.field("shadow") & (ds.field("status_code") < 400) & ds.field(PREDICTION).is_valid()
+    spans = pa.table(
+        {
+            "span": pa.array(range(len(asked)), pa.int64()),
+            "version": pa.array([version for _, version in asked], pa.string()),
+            "start": pa.array([window.start for window, _ in asked], pa.timestamp("us", "UTC")),
+            "end": pa.array([window.end for window, _ in asked], pa.timestamp("us", "UTC")),
+        }
+    )
+    with query_session(platform) as connection:
+        connection.register("log", _scan(log, whole, columns, condition))
+        connection.register("labels", _labels(platform, model))
+        connection.register("spans", spans)
+        connection.execute(
+            """
+            CREATE TABLE labelled AS
+            SELECT log.*, received_at FROM log JOIN labels
+                ON labels.request_id = log.databricks_request_id AND labels.place = log."row"
+            """
+        )
+        found = connection.sql(
+            """
+            SELECT span, count(DISTINCT (databricks_request_id, "row")), max(received_at)
+            FROM spans JOIN labelled
+                ON model_version = version AND request_time >= spans.start AND request_time < spans."end"
+            GROUP BY span
+            """
+        ).fetchall()
+    by_span = {span: (int(count), received) for span, count, received in found}
+    return [by_span.get(place, (0, None)) for place in range(len(asked))]
 
 
 def labelled_inputs(
@@ -267,9 +319,20 @@ def labelled_inputs(
 
 
 def _labels(platform: Platform, model: str) -> pa.RecordBatchReader:
-    schema = pa.schema([("request_id", pa.string()), ("place", pa.int32()), ("label", pa.string())])
+    schema = pa.schema(
+        [
+            ("request_id", pa.string()),
+            ("place", pa.int32()),
+            ("label", pa.string()),
+            ("received_at", pa.timestamp("us", "UTC")),
+        ]
+    )
     snapshot = platform.tables.latest(platform.table("labels", model, "labels"))
-    batches = platform.tables.batches(snapshot, ["request_id", "row", "label"]) if snapshot else iter(())
+    batches = (
+        platform.tables.batches(snapshot, ["request_id", "row", "label", "received_at"])
+        if snapshot
+        else iter(())
+    )
     renamed = (
         pa.RecordBatch.from_arrays(
             [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)],

@@ -66,6 +66,7 @@ __all__ = [
     "inputs_part",
     "quality_part",
     "report_name",
+    "reported",
     "service_part",
 ]
 
@@ -296,13 +297,22 @@ def concluded(
     Raises:
         BusyError: somebody else is writing rows of this model.
     """
+    MonitoringTable(platform, watched.model).put(rows)
+    return reported(loaded, platform, watched, rows)
+
+
+def reported(
+    loaded: LoadedSpec, platform: Platform, watched: Watched, rows: Sequence[MetricRow]
+) -> MonitorOutcome:
+    """What follows from the rows of a window, with its page and its figures beside the version's run.
+
+    The rows need not be in the table yet: those that stand there for the same window and version count for nothing.
+    """
     from tasks.conclude import write_page
     from tasks.drift_ack import acknowledged
     from tasks.monitoring_report import monitoring_page
 
-    table = MonitoringTable(platform, watched.model)
-    table.put(rows)
-    standing = table.rows()
+    standing = MonitoringTable(platform, watched.model).beside(rows)
     alerts = acknowledged(
         platform, watched.model, alerts_of(loaded.spec.monitoring, rows, standing), watched.window
     )

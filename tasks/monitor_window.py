@@ -111,11 +111,11 @@ def _last_multiple(hours: float, moment: datetime) -> datetime:
     return first + ((moment - first) // step) * step
 
 
-def watch(platform: Platform, loaded: LoadedSpec, window: Window) -> Watched:
+def watch(platform: Platform, loaded: LoadedSpec, window: Window, version: str | None = None) -> Watched:
     """Fold the log, see who answered callers in the window, and choose the version that is judged.
 
     That is the champion at the window's end, as the ledger has it, so that looking again after a promotion judges the
-    same version; where that one answered nobody, it is the version that answered most.
+    same version; where that one answered nobody, it is the version that answered most. With `version` it is that one.
 
     Raises:
         BadInputError: the model has no champion, and nobody answered in its name.
@@ -126,9 +126,9 @@ def watch(platform: Platform, loaded: LoadedSpec, window: Window) -> Watched:
     answered = {one.version: one.requests for one in calls.versions if not one.shadow}
     standing, problems = standing_champion(platform, loaded.name), []
     now = standing.version if isinstance(standing, ChampionRef) else None
-    chosen = champion_at(platform, loaded.name, window.end) or now
-    why = "which was champion when the window ended"
-    if answered and chosen not in answered:
+    chosen = version or champion_at(platform, loaded.name, window.end) or now
+    why = "which was judged before" if version else "which was champion when the window ended"
+    if answered and chosen not in answered and not version:
         chosen = max(answered, key=lambda version: (answered[version], len(version), version))
         why = "which answered most in this window"
     if chosen is None or chosen == now:

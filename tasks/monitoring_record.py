@@ -92,7 +92,7 @@ class Alert(Declared):
 
 
 class MonitorOutcome(Declared):
-    """What one look at one window found, and where its report is."""
+    """What one look at one window found, and where its report is; `again` are earlier windows with late labels."""
 
     model: str
     environment: str
@@ -106,6 +106,13 @@ class MonitorOutcome(Declared):
     alerts: tuple[Alert, ...]
     report: str
     problems: tuple[str, ...] = ()
+    again: tuple["MonitorOutcome", ...] = ()
+
+    @property
+    def with_late_alerts(self) -> "MonitorOutcome":
+        """The same with the alerts of the windows that were judged again behind its own."""
+        late = tuple(alert for one in self.again for alert in one.alerts)
+        return self.model_copy(update={"alerts": (*self.alerts, *late)})
 
 
 class MonitoringTable:
@@ -125,13 +132,15 @@ class MonitoringTable:
         with self._platform.alone(
             lock, f"the monitoring of {self._model} is being written by another process"
         ):
-            looked_at = {(row.version, row.window.start, row.window.end) for row in rows}
-            standing = [
-                row for row in self.rows() if (row.version, row.window.start, row.window.end) not in looked_at
-            ]
-            ordered = sorted([*standing, *rows], key=lambda row: tuple(map(str, row.key)))
+            ordered = self.beside(rows)
             table = pa.Table.from_pylist([_record(row) for row in ordered], _SCHEMA)
             self._platform.tables.write(self._name, table.to_reader())
+
+    def beside(self, rows: Sequence[MetricRow]) -> list[MetricRow]:
+        """All rows as they stand once these have replaced those of their windows."""
+        looked_at = {(row.version, row.window) for row in rows}
+        standing = [row for row in self.rows() if (row.version, row.window) not in looked_at]
+        return sorted([*standing, *rows], key=lambda row: tuple(map(str, row.key)))
 
     def rows(self) -> list[MetricRow]:
         """All rows, ordered by version, window and metric."""

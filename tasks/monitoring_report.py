@@ -155,6 +155,10 @@ def monitoring_markdown(outcome: MonitorOutcome) -> str:
     for alert in outcome.alerts:
         said = f" (acknowledged: {alert.acknowledged})" if alert.acknowledged else ""
         lines += ["", f"**{alert.event}**{said}: {alert.reason}"]
+    for one in outcome.again:
+        quality = one.verdicts.get("quality", Verdict.INCONCLUSIVE)
+        said = f"{moment(one.window.start)} to {moment(one.window.end)}, {one.labelled:,} labels: quality {quality}"
+        lines += ["", f"Judged again by labels that came late: {said} (`{one.report}`)"]
     lines += [f"\n{problem}" for problem in outcome.problems]
     return "\n".join([*lines, "", f"Report: `{outcome.report}`", ""])
 

@@ -7,6 +7,7 @@ which is told and never judged.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ __all__ = [
     "estimated_rows",
     "fairness_rows",
     "importance_rows",
+    "labels_said",
     "quality_metrics",
     "quality_rows",
     "said_of",
@@ -149,7 +151,7 @@ def quality_rows(looked: Looked, joined: Joined, held: Mapping[str, Estimate]) -
             value=coverage,
             threshold=looked.plan.minimum_coverage,
             rows=joined.answered,
-            reason=f"{labelled:,} of {joined.answered:,} answered rows have a label",
+            reason=labels_said(labelled, joined.answered, joined.received),
         )
     ]
     lacking = _lacking(looked.plan, labelled, joined.answered)
@@ -181,6 +183,14 @@ def quality_rows(looked: Looked, joined: Joined, held: Mapping[str, Estimate]) -
             )
         )
     return rows
+
+
+def labels_said(labelled: int, of: int, received: datetime | None) -> str:
+    """Which labels a window was judged by: two judgements by the same labels say the same."""
+    last = (
+        "" if received is None else f", the last received {received.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
+    )
+    return f"{labelled:,} of {of:,} answered rows have a label{last}"
 
 
 def _lacking(plan: QualityPlan, labelled: int, of: int) -> str:

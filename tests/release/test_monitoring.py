@@ -276,3 +276,62 @@ def test_monitoring_killed_after_each_part_in_turn_ends_like_one_that_was_not(wa
     assert rows_of(watched) == killed
     assert len({row.key for row in killed}) == len(killed)
     assert {row.window for row in killed} == {Window(start=DAY.start, end=whole.window.end)}
+
+
+@pytest.fixture
+def looked_on(monkeypatch):
+    """`looked_on(line, window)`: a look without moments, when that window is the newest that has ended."""
+    from flows import monitor as flow
+
+    def look_then(line, window):
+        monkeypatch.setattr(flow, "window_of", lambda *_: window)
+        return monitor(str(line.spec), str(line.environment_file))
+
+    return look_then
+
+
+NEXT = Window(start=DAY.end, end=DAY.end + (DAY.end - DAY.start))
+
+
+def test_labels_that_came_late_are_judged_and_told_by_the_next_look(watched, server, looked_on, tmp_path):
+    # Each request is about somebody else.
+    logged(watched, keys=None)
+    first = looked_on(watched, DAY)
+    before = rows_of(watched)
+    add(watched, tmp_path / "labels.csv", [(f"r{place}", place % 2) for place in range(150)])
+
+    put = MonitoringTable.put
+
+    def cut(table, rows):
+        if rows[0].window == DAY:
+            raise KeyboardInterrupt
+        put(table, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MonitoringTable, "put", cut)
+        with pytest.raises(KeyboardInterrupt):
+            looked_on(watched, NEXT)
+    second = looked_on(watched, NEXT)
+    after = [row for row in rows_of(watched) if row.window == DAY]
+    third = looked_on(watched, NEXT)
+    explicit = look(watched, (NEXT.start, NEXT.end)) if NEXT.end < datetime.now(UTC) else third
+
+    assert (first.verdicts["quality"], first.again) == (Verdict.INCONCLUSIVE, ())
+    # The labels are those of a coin, and the look that judged by them was cut short before it kept what it had told.
+    (again,) = second.again
+    assert (again.window, again.version, again.labelled) == (DAY, "1", 150)
+    assert again.verdicts["quality"] is Verdict.FAIL
+    assert [(alert.kind, alert.event) for alert in again.alerts] == [
+        ("quality", "contender.quality.degraded")
+    ]
+    assert [one.kind for one in second.with_late_alerts.alerts] == ["quality"]
+    ours = {"window_end": DAY.end.isoformat(), "model": "small"}
+    told = events(server, "contender.quality.degraded", 1, **ours)
+    assert len([one for one in told if one["payload"]["report"] == again.report]) == 1
+    # What labels do not change is as it was, and nothing stands twice.
+    others = {"quality", "slice", "fairness", "importance"}
+    assert [row for row in after if row.kind not in others] == [
+        row for row in before if row.kind not in others
+    ]
+    assert len({row.key for row in after}) == len(after)
+    assert (third.again, explicit.again) == ((), ())

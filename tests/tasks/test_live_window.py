@@ -12,6 +12,7 @@ from tasks.live_window import (
     endpoint_calls,
     join_labels,
     labelled_inputs,
+    labels_within,
     received_batches,
 )
 from tasks.monitoring_record import Window
@@ -227,3 +228,21 @@ def test_a_sample_of_labelled_rows_has_their_inputs(platform, labelled):
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 10
     assert all(row["label"] == ("true" if row["visits"] % 2 else "false") for row in drawn[0])
+
+
+def test_labels_are_counted_for_many_windows_at_once_as_they_are_joined_for_each(platform, labelled):
+    write_log(platform, "fruit", [at(0, "a", rows=2), at(20, "b"), at(20, "b"), at(40, "c"), at(50, "d")])
+    write_log(platform, "fruit", [at(5, "e", shadow=True), at(6, "f")], version="4")
+    labelled(a="true", b="true", c="false", e="true", f="true")
+    log = predictions(platform, "fruit")
+    half_hours = [
+        Window(start=NOON + timedelta(minutes=m), end=NOON + timedelta(minutes=m + 30)) for m in (0, 30, 60)
+    ]
+    asked = [(window, version) for window in half_hours for version in ("3", "4")]
+
+    found = labels_within(platform, log, "fruit", asked)
+
+    assert [count for count, _ in found] == [2, 1, 1, 0, 0, 0]
+    for (window, version), (count, received) in zip(asked, found, strict=True):
+        joined = join_labels(platform, log, window, version, "fruit")
+        assert (joined.rows.num_rows, joined.received) == (count, received)
