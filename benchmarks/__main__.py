@@ -6,6 +6,7 @@ import sys
 BENCHMARKS = (
     "validation",
     "ingest",
+    "simulator",
     "orchestration",
     "orchestration_cost",
     "orchestration_load",
