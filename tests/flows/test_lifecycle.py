@@ -200,7 +200,7 @@ def what_stands_after_it(life, platform):
     page = Path(life.timeline).read_text()
     assert "Good offline, bad online" in page
     assert "http://" not in page
-    assert Path(life.dashboard).exists()
+    assert "no budget is set" not in Path(life.dashboard).read_text()
     assert Path(life.evidence, "manifest.json").exists()
 
 
