@@ -4,8 +4,9 @@ Everything is done by the flows that people use: real training, real HTTP reques
 Only time is simulated: a month is what the shop's simulator says was known at its beginning.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,8 @@ from tasks.monitoring_record import MonitoringTable, Window
 from tasks.outcome import GatesRefusedError, TrainOutcome
 from tasks.progress import stage
 from tasks.release_record import ENDED, Release, ReleaseStore
-from tasks.simulated_callers import Callers, asked_within
+from tasks.retrain_record import ended_retraining, standing_retraining
+from tasks.simulated_callers import Callers, answers_since, asked_within
 from tasks.simulated_shop import customers_at, skewed_spec, true_labels, write_labels
 
 __all__ = ["begin_afresh", "lifecycle", "lived_before", "told_to"]
@@ -285,34 +287,39 @@ class _Life:
         """The release of a version; one that ended before this life was killed is not made again."""
         standing = self._release_of(version)
         if standing is not None:
-            return self._released(standing, callers)
+            return self._released(standing)
         with self._under_traffic(callers):
             try:
                 release = release_flow(model, self._env, version).release
             except NotPromotedError as error:
                 release = error.outcome.release
-        return self._released(release, callers)
+        return self._released(release)
 
     def _retrain(self, reason: str, alert: Any) -> Retrained:
-        """Train on what is known at the end of the month, and release what the gates propose, under traffic."""
-        callers = self._callers(QUIET_RATE)
-        with self._under_traffic(callers):
+        """Train on what is known at the end of the month, and release what the gates propose, under traffic.
+
+        One that ended before this life was killed is not made again: its cooldown would refuse it.
+        """
+        standing_retraining(self._platform, self._loaded, datetime.now(UTC))
+        done = ended_retraining(self._platform, self._loaded.name)
+        if done is None or done.state in {"failed", "expired"}:
             try:
-                done = retrain_flow(self._model, self._env, reason, alert, as_of=MONTHS[3])
-                state, why, version = str(done.state), done.why, done.version
-            except (NotPromotedError, GatesRefusedError, RetrainRefusedError) as error:
-                state, why, version = "refused", (str(error),), None
-                if isinstance(error, NotPromotedError):
-                    state, version = (
-                        str(error.outcome.release.state),
-                        error.outcome.release.challenger.version,
-                    )
-        release = self._release_of(version)
+                # How it ended is in the ledger, whether with a new champion or without.
+                with (
+                    self._under_traffic(self._callers(QUIET_RATE)),
+                    suppress(NotPromotedError, GatesRefusedError),
+                ):
+                    retrain_flow(self._model, self._env, reason, alert, as_of=MONTHS[3])
+            except RetrainRefusedError as error:
+                return Retrained(state="refused", why=(str(error),), trained=None, released=None)
+            done = ended_retraining(self._platform, self._loaded.name)
+        assert done is not None
+        release = self._release_of(done.version)
         return Retrained(
-            state=state,
-            why=why,
-            trained=self._trained_version(version),
-            released=self._released(release, callers) if release else None,
+            state="refused" if done.state == "gates_refused" else done.state,
+            why=done.why,
+            trained=self._trained_version(done.version),
+            released=self._released(release) if release else None,
         )
 
     def _release_of(self, version: str | None) -> Release | None:
@@ -327,13 +334,13 @@ class _Life:
             return None
         return found
 
-    def _released(self, release: Release, callers: Callers | None) -> Released:
+    def _released(self, release: Release) -> Released:
         report = ReleaseStore(self._platform, self._loaded.name).folder(release.id) / "report.html"
-        counted = callers.counted if callers else {}
+        counted = self._asked_beside_the_windows()
         return Released(
             release=release,
-            requests=counted.get("asked", 0),
-            failed=counted.get("failed", 0),
+            requests=counted["asked"],
+            failed=counted["failed"],
             answered={
                 name.removeprefix("version "): count
                 for name, count in counted.items()
@@ -341,6 +348,14 @@ class _Life:
             },
             report=str(report) if report.exists() else None,
         )
+
+    def _asked_beside_the_windows(self) -> Counter[str]:
+        """What callers got this month after its windows: while a model was trained and released."""
+        name = f"{self._number}-traffic"
+        if not self._record.done(name):
+            return Counter()
+        traffic = self._record.step(name, TrafficSent, self._never)
+        return answers_since(self._requests(self._number), traffic.windows[-1].end)
 
     def _trained_version(self, version: str | None) -> Trained | None:
         """What the run of a version says of its training."""

@@ -22,6 +22,7 @@ __all__ = [
     "Retraining",
     "begin_retraining",
     "end_retraining",
+    "ended_retraining",
     "open_retraining",
     "record_refusal",
     "record_trained",
@@ -96,15 +97,29 @@ class RetrainOutcome(Declared):
 
 def open_retraining(platform: Platform, model: str) -> Retraining | None:
     """The retraining that began and has not ended."""
-    begun = last_started(platform, model)
-    if begun is None:
-        return None
-    name = str(begun.details["retraining"])
-    told = [entry for entry in ledger_of(platform).entries(model) if entry.details.get("retraining") == name]
-    if any(entry.event == ENDED for entry in told):
+    told = _told_of_last(platform, model)
+    if not told or any(entry.event == ENDED for entry in told):
         return None
     trained = next((entry for entry in told if entry.event == TRAINED), None)
-    return _retraining(begun, trained)
+    return _retraining(told[0], trained)
+
+
+def ended_retraining(platform: Platform, model: str) -> RetrainOutcome | None:
+    """How the retraining that began last has ended; None where it has not, or none ever began."""
+    told = _told_of_last(platform, model)
+    ended = next((entry for entry in told if entry.event == ENDED), None)
+    if ended is None:
+        return None
+    return _outcome(platform, _retraining(told[0], None), ended)
+
+
+def _told_of_last(platform: Platform, model: str) -> list[Entry]:
+    """The ledger's entries of the retraining that began last, in their order; the first is its beginning."""
+    begun = last_started(platform, model)
+    if begun is None:
+        return []
+    name = begun.details["retraining"]
+    return [entry for entry in ledger_of(platform).entries(model) if entry.details.get("retraining") == name]
 
 
 def standing_retraining(platform: Platform, loaded: LoadedSpec, now: datetime) -> Retraining | None:
@@ -183,20 +198,26 @@ def end_retraining(
         "version": retraining.version,
         "release": release,
     }
-    entry = _write(platform, retraining.model, ENDED, retraining.id, details)
-    return RetrainOutcome(
-        model=retraining.model,
-        environment=platform.environment.name,
-        id=retraining.id,
-        reason=retraining.reason,
-        alert=retraining.alert,
-        state=state,
-        why=why,
-        version=retraining.version,
-        release=release,
-        as_of=retraining.as_of,
-        began=retraining.began,
-        ended=datetime.fromisoformat(entry.time),
+    return _outcome(platform, retraining, _write(platform, retraining.model, ENDED, retraining.id, details))
+
+
+def _outcome(platform: Platform, retraining: Retraining, ended: Entry) -> RetrainOutcome:
+    told = ended.details
+    return RetrainOutcome.model_validate(
+        {
+            "model": retraining.model,
+            "environment": platform.environment.name,
+            "id": retraining.id,
+            "reason": retraining.reason,
+            "alert": retraining.alert,
+            "state": told["state"],
+            "why": told["why"],
+            "version": told["version"],
+            "release": told["release"],
+            "as_of": retraining.as_of,
+            "began": retraining.began,
+            "ended": ended.time,
+        }
     )
 
 

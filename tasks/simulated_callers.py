@@ -22,7 +22,7 @@ from uuid import uuid4
 from deployments.errors import ContenderError
 from tasks.monitoring_record import Window
 
-__all__ = ["Asked", "Callers", "asked_within"]
+__all__ = ["Asked", "Callers", "answers_since", "asked_within"]
 
 TIMEOUT_SECONDS = 30.0
 COLUMNS = ("request_id", "customer", "time", "status", "version")
@@ -91,7 +91,8 @@ class Callers:
         fresh = not self.file.exists() or not self.file.stat().st_size
         # A process that was killed may have left half a line.
         cut = not fresh and not self.file.read_bytes().endswith(b"\n")
-        with self.file.open("a", encoding="utf-8", newline="") as file:
+        # By lines, so that a process that is killed leaves what its callers got.
+        with self.file.open("a", buffering=1, encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             if cut:
                 file.write("\n")
@@ -166,6 +167,26 @@ def asked_within(file: Path, window: Window) -> Mapping[str, str]:
                 continue
             if row["status"] == "200" and window.start <= datetime.fromisoformat(row["time"]) < window.end:
                 found[row["request_id"]] = row["customer"]
+    return found
+
+
+def answers_since(file: Path, moment: datetime) -> Counter[str]:
+    """How many requests were `asked` from a moment (with a time zone) on, `failed`, and answered by each `version N`.
+
+    They are all that stand in the file, by whichever process they were asked.
+    """
+    found: Counter[str] = Counter()
+    if not file.exists():
+        return found
+    with file.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            # The last line of a process that was killed may be cut.
+            if row["version"] is None or datetime.fromisoformat(row["time"]) < moment:
+                continue
+            found["asked"] += 1
+            found["failed"] += row["status"] != "200"
+            if row["version"]:
+                found[f"version {row['version']}"] += 1
     return found
 
 

@@ -5,15 +5,16 @@ import json
 import threading
 import time
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from deployments.errors import ContenderError
 from tasks.monitoring_record import Window
-from tasks.simulated_callers import Callers, asked_within, body_of
+from tasks.simulated_callers import Callers, answers_since, asked_within, body_of
 
+BEGINNING = datetime(2020, 1, 1, tzinfo=UTC)
 ROWS = [(f"C{place}", body_of({"a": place})) for place in range(5)]
 
 
@@ -146,3 +147,24 @@ def test_a_file_cut_by_a_kill_is_read_as_far_as_it_goes(server, callers):
     again = callers.ask(2)
 
     assert len(asked_within(callers.file, again.window)) == 2
+
+
+def test_answers_are_counted_from_a_moment_on_whichever_process_asked_and_a_cut_line_is_none(callers, server):
+    earlier = callers.ask(5).window
+    server.status = lambda number: 500 if number == 7 else 200
+    callers.ask(4)
+    with callers.file.open("a") as file:
+        file.write("r9,C1,2026-01-0")
+
+    found = answers_since(callers.file, earlier.end)
+
+    assert dict(found) == {"asked": 4, "failed": 1, "version 1": 4}
+    assert answers_since(callers.file.with_name("nobody.csv"), earlier.end) == Counter()
+
+
+def test_what_callers_got_is_on_disk_while_they_still_ask(callers):
+    with callers.keep_asking():
+        deadline = time.monotonic() + 10
+        while not answers_since(callers.file, BEGINNING)["asked"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
