@@ -35,8 +35,8 @@ class ApprovalForm(RunInput):
 
 
 def may_suspend() -> bool:
-    """Whether this run has a deployment, so that it can wait without a process."""
-    return deployment.id is not None
+    """Whether this run can wait without a process: it has a deployment, and is of no other run."""
+    return deployment.id is not None and flow_run.parent_flow_run_id is None
 
 
 def ask_for_approval(platform: Platform, release: "Release", missing: str, number: int) -> None:

@@ -22,6 +22,7 @@ from deployments.spec import load_spec, shipped_models
 from flows.monitor import monitor
 from flows.parameters import EnvironmentName, ModelName
 from flows.prepare import shown_name, tag_run
+from flows.release import ended_together
 from flows.retrain import retrain as retrain_flow
 from flows.retrain import retrain_for
 from flows.runners import on_a_worker, task_runner
@@ -122,7 +123,7 @@ def fleet(
     wide = min(at_once or environment.task_runner.workers, len(chosen))
     asked = Asked(work, window, since, until, retrain, reason, release)
     began = time.monotonic()
-    with task_runner(environment, wide) as runner:
+    with task_runner(environment, wide) as runner, ended_together():
         rows = _each(runner, chosen, env, asked, wide)
     outcome = FleetOutcome(
         environment=environment.name,

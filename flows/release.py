@@ -1,9 +1,11 @@
 """Release: the challenger's way to champion on real traffic, or back out of it."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -25,7 +27,7 @@ from tasks.release_control import Controller, ReleaseError, controlled
 from tasks.release_record import Look, Release, ReleaseStore, State
 from tasks.verdict import Verdict
 
-__all__ = ["LeftError", "NotPromotedError", "ReleaseOutcome", "release", "viewed_by"]
+__all__ = ["LeftError", "NotPromotedError", "ReleaseOutcome", "ended_together", "release", "viewed_by"]
 
 WAITING_SECONDS = 1.0
 """How often a release that has no traffic yet looks again."""
@@ -66,23 +68,36 @@ class LeftError(ContenderError):
     exit_code = 130
 
 
-_views: list[View] = []
+_views: ContextVar[tuple[View, ...]] = ContextVar("views", default=())
+"""Of the release that is begun here: others may be under way in other threads."""
 _left = threading.Event()
+_told_to_end = threading.Event()
 
 
 @contextmanager
 def viewed_by(view: View) -> Iterator[None]:
-    """Show every look of releases in this process to `view`."""
-    _views.append(view)
+    """Show every look of releases that are begun in here to `view`."""
+    token = _views.set((*_views.get(), view))
     try:
         yield
     finally:
-        _views.remove(view)
+        _views.reset(token)
 
 
 def leave() -> None:
     """Have the release of this process stop where it is, and leave its traffic to the lease."""
     _left.set()
+
+
+@contextmanager
+def ended_together() -> Iterator[None]:
+    """Have releases in other threads put their champions back where this one is told to end: signals are its alone."""
+    _told_to_end.clear()
+    try:
+        yield
+    except TerminationSignal:
+        _told_to_end.set()
+        raise
 
 
 @flow(name="release", flow_run_name=run_name("release"), description=__doc__)
@@ -137,12 +152,19 @@ def release(model: ModelName, env: EnvironmentName = "dev", version: str | None 
 
 
 class _Held:
-    """A controller that Prefect does not look into."""
+    """A controller, and who sees its looks; Prefect does not look into it."""
 
-    __slots__ = ("control",)
+    __slots__ = ("control", "views")
 
     def __init__(self, control: Controller) -> None:
-        self.control = control
+        self.control, self.views = control, _views.get()
+
+    def step(self) -> Action:
+        """Look, act, and show both."""
+        action = self.control.step()
+        for view in self.views:
+            view(self.control, action)
+        return action
 
 
 def _has_challenger(platform: Platform, model: str) -> bool:
@@ -166,29 +188,28 @@ def _stage_name(release: Release) -> str:
 
 
 def _look_once(held: _Held) -> None:
-    """Look, act, and show both."""
+    """One look at what is watched after its promotion."""
     with metering(held.control.platform, held.control.release.model):
-        action = held.control.step()
-        for view in _views:
-            view(held.control, action)
+        held.step()
 
 
 def _carry_on(held: _Held) -> str:
     """Look and act until the release is in another state; which approvals are missing, where only people can help."""
     with metering(held.control.platform, held.control.release.model):
-        return _carried_on(held.control)
+        return _carried_on(held)
 
 
-def _carried_on(control: Controller) -> str:
+def _carried_on(held: _Held) -> str:
+    control = held.control
     began = len(control.release.history)
     try:
         while len(control.release.history) == began and not control.ended:
             started = time.monotonic()
-            action = control.step()
-            for view in _views:
-                view(control, action)
+            action = held.step()
             if _left.is_set():
                 raise LeftError(f"{control.release.id} is left as it is: {_until(control.release)}")
+            if _told_to_end.is_set():
+                raise TerminationSignal(signal.SIGTERM)
             if len(control.release.history) != began or isinstance(action, Close):
                 break
             if missing := _missing_approvals(control, action):

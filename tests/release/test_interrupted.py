@@ -11,17 +11,19 @@ from datetime import UTC, datetime
 import pytest
 from prefect.exceptions import TerminationSignal
 
-from flows.release import _carried_on
+from flows.release import _carried_on, _Held, ended_together, viewed_by
 from platforms.data_plane import LocalDataPlane
 from platforms.lock import BusyError
 from tasks import register, release_control
 from tasks.audit import audit_release
 from tasks.decide import Observation
 from tasks.ledger import Ledger
+from tasks.register import PromotionRefusedError
 from tasks.release_control import Controller, ReleaseError, controlled
 from tasks.release_record import ReleaseStore, State
 from tasks.rollback import roll_back
 from tasks.serve import serve_champion
+from tasks.tracking import TAG, Tracking
 from tasks.verdict import Verdict
 
 
@@ -240,11 +242,40 @@ def test_a_process_that_is_told_to_end_gives_the_champion_all_traffic_at_once(se
         with monkeypatch.context() as patched:
             patched.setattr(Controller, "step", told)
             with pytest.raises(TerminationSignal):
-                _carried_on(control)
+                _carried_on(_Held(control))
 
     assert served.shares == {"v1": 100}
     assert served.releases.newest().state is State.CANARY
     assert carry_on(served).state is State.PROMOTED
+
+
+def test_a_release_in_another_thread_than_the_one_that_is_told_to_end_puts_its_champion_back(
+    served, observed
+):
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.CANARY:
+            control.step()
+        with pytest.raises(TerminationSignal), ended_together():
+            raise TerminationSignal(15)
+        with pytest.raises(TerminationSignal):
+            _carried_on(_Held(control))
+    with ended_together():
+        """Nobody is told to end any more."""
+
+    assert served.shares == {"v1": 100}
+    assert served.releases.newest().state is State.CANARY
+
+
+def test_each_release_shows_its_looks_to_its_own_viewers(served, observed):
+    seen, others = [], []
+    with controlled(served.platform, served.loaded) as control:
+        with viewed_by(lambda *look: seen.append(look)):
+            held = _Held(control)
+        with viewed_by(lambda *look: others.append(look)):
+            held.step()
+
+    assert [one for one, _ in seen] == [control]
+    assert others == []
 
 
 def test_a_wish_to_go_back_is_heard_before_traffic_is_given_again(served, observed):
@@ -265,5 +296,44 @@ def test_a_rollback_wants_a_reason_and_something_to_go_back_to(served):
         roll_back(served.platform, served.loaded, reason=" ")
     with pytest.raises(Exception, match="no previous champion"):
         roll_back(served.platform, served.loaded, reason="because")
-    with pytest.raises(Exception, match="never was champion"):
+
+
+def test_a_rollback_to_what_never_was_champion_is_refused_before_anybody_is_sent_there(served):
+    endpoint, events = served.endpoint, served.events()
+
+    with pytest.raises(PromotionRefusedError, match="version 2 never was champion"):
         roll_back(served.platform, served.loaded, reason="because", to="2")
+
+    assert served.shares == {"v1": 100}
+    assert (served.endpoint["config"], served.events()) == (endpoint["config"], events)
+    assert served.aliases == {"champion": "1", "challenger": "2"}
+
+
+def test_a_rollback_to_a_version_whose_model_file_is_another_now_is_refused(served, observed):
+    carry_on(served)
+    client = Tracking(served.platform).client
+    client.set_model_version_tag("small", "1", f"{TAG}model_digest", "0" * 64)
+
+    with pytest.raises(PromotionRefusedError, match="version 1 never was champion"):
+        _gone_back(served, to="1")
+
+    assert served.shares == {"v2": 100}
+    assert served.aliases["champion"] == "2"
+
+
+def test_a_rollback_to_a_former_champion_gives_it_all_traffic_and_is_recorded(served, observed):
+    carry_on(served)
+
+    back = _gone_back(served, to="1")
+
+    assert (back.version, back.left) == ("1", "2")
+    assert served.shares == {"v1": 100}
+    assert served.aliases == {"champion": "1"}
+    assert served.events()[-2:] == ["model.restored", "rollback.by_hand"]
+
+
+def _gone_back(line, to):
+    """A rollback to a version by its number, once no release keeps it warm."""
+    newest = line.releases.newest()
+    line.releases.save(newest.model_copy(update={"closed": True}))
+    return roll_back(line.platform, line.loaded, reason="because", to=to)
