@@ -18,23 +18,16 @@ from deployments.spec import ModelSpec
 from tasks.drift_columns import PREDICTION, Column, compared_features, feature_columns, prediction_columns
 from tasks.drift_decision import alert_of, holm
 from tasks.monitoring_record import Kind, MetricRow, Window, verdict_of
+from tasks.unlearned import Unlearned
 from tasks.verdict import Verdict
 
 if TYPE_CHECKING:
     from tasks.drift_report import Statistics
 
-__all__ = ["DRIFTED_COLUMNS", "Unlearned", "alert_of", "drift_rows"]
+__all__ = ["DRIFTED_COLUMNS", "alert_of", "drift_rows"]
 
 DRIFTED_COLUMNS = "drifted_columns"
 """The metric of the row that speaks of all inputs together."""
-
-
-@dataclass(frozen=True)
-class Unlearned:
-    """What a model says of rows that it did not learn, as live rows have it; drawn from `rows` of them."""
-
-    said: pd.Series
-    rows: int
 
 
 def drift_rows(

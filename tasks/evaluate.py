@@ -40,6 +40,7 @@ from tasks.split import ROW_ID, Development, Part
 from tasks.threads import limited_threads, openmp_threads
 from tasks.tracking import Tracking
 from tasks.train import TrainedModel, TrainingRun
+from tasks.unlearned import keep_answers
 
 
 class SliceResult(Declared):
@@ -170,6 +171,7 @@ def evaluate_challenger(
         for name, figure in evaluation_plots(loaded.spec, held.truth, held.said, evaluation).items():
             tracking.client.log_figure(run.run_id, figure, f"plots/{name}.png")
     keep_sample(loaded.spec, tracking, run.run_id, held.inputs)
+    keep_answers(loaded.spec, tracking, run.run_id, held.said)
     found = evaluation.metrics.items()
     tracking.log(
         run.run_id,

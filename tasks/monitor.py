@@ -168,8 +168,8 @@ def drift_part(loaded: LoadedSpec, platform: Platform, watched: Watched) -> list
     )
     if reference.unlearned is None:
         reason = (
-            f"version {watched.version} came without the rows that it did not learn, and what it says of those that it "
-            "did is no measure"
+            f"what version {watched.version} says of rows that it did not learn was not kept, and what it says of "
+            "those that it did is no measure"
         )
         rows += _inconclusive(watched, reason, answered, ("prediction_drift",))
     return [*rows, *estimated_rows(_looked(loaded, watched), live, answered, _evaluation(platform, watched))]

@@ -1,32 +1,27 @@
 """What live traffic is compared with: inputs with those of training, answers with answers about rows not learned.
 
-A model is surer of rows that it has learned than of any that callers send, a forest much surer. So what it says is
-compared with what it says of its holdout, which it neither learned nor was chosen by.
+The answers are those that evaluation kept (see `tasks.unlearned`).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from deployments.errors import ContenderError
-from deployments.measures import TaskKind
 from deployments.spec import FEATURES, ModelSpec
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
-from tasks.champion import ChampionRef, load_version, reference_snapshots
-from tasks.drift import Unlearned
+from tasks.champion import ChampionRef, reference_snapshots
 from tasks.frame import model_inputs
-from tasks.metrics import Outputs, outputs_of
 from tasks.outcome import TrainOutcome
 from tasks.sampling import sample
-from tasks.threads import limited_threads, openmp_threads
 from tasks.tracking import Tracking
+from tasks.unlearned import Unlearned, kept_answers
 
-__all__ = ["Reference", "known_categories", "said_column", "training_reference", "training_tables"]
+__all__ = ["Reference", "known_categories", "training_reference", "training_tables"]
 
 _MOST_CATEGORIES = 10_000
 
@@ -35,7 +30,7 @@ _MOST_CATEGORIES = 10_000
 class Reference:
     """Inputs of training rows, drawn from `rows` of them, and what the version says of rows that it did not learn.
 
-    `unlearned` is None where no such rows are here: a version from another environment left its holdout there.
+    `unlearned` is None where that was not kept, as of versions that were evaluated before it was.
     """
 
     frame: pd.DataFrame
@@ -52,8 +47,8 @@ def training_tables(platform: Platform, ref: ChampionRef) -> tuple[Snapshot, ...
     Raises:
         ContenderError: nothing of them was recorded, or they did not come along.
     """
-    outcome = _trained_here(platform, ref)
-    if outcome is not None:
+    outcome = Tracking(platform).document(ref.run_id, "outcome", TrainOutcome)
+    if outcome is not None and outcome.run_id == ref.run_id:
         development = outcome.parts.development
         return (development.train.snapshot, development.validation.snapshot)
     snapshot = reference_snapshots(platform, ref).get(FEATURES)
@@ -64,39 +59,20 @@ def training_tables(platform: Platform, ref: ChampionRef) -> tuple[Snapshot, ...
     return (snapshot,)
 
 
-def _trained_here(platform: Platform, ref: ChampionRef) -> TrainOutcome | None:
-    """What the version's training came to; None where it came from another environment, or that was not recorded."""
-    outcome = Tracking(platform).document(ref.run_id, "outcome", TrainOutcome)
-    return outcome if outcome is not None and outcome.run_id == ref.run_id else None
-
-
 def training_reference(
     platform: Platform, ref: ChampionRef, spec: ModelSpec, *, rows: int, seed: int
 ) -> Reference:
-    """At most `rows` training rows, and what the version says of at most as many of its holdout; drawn by a seed.
+    """At most `rows` training rows, drawn by a seed, and what the version said of rows that it did not learn.
 
     Raises:
-        ContenderError: the rows, or the model, are not to be had.
+        ContenderError: the rows are not to be had.
     """
     tables = training_tables(platform, ref)
     _expect_columns(tables, spec, ref)
     drawn = sample(_batches(platform, tables, spec.features.columns), rows, seed)
-    outcome = _trained_here(platform, ref)
-    unlearned = None
-    if outcome is not None:
-        holdout = outcome.parts.holdout.snapshot
-        held = sample(_batches(platform, (holdout,), spec.features.columns), rows, seed)
-        with limited_threads(openmp_threads(held.num_rows, workers=1)):
-            said = outputs_of(load_version(platform, ref), model_inputs(held, spec), spec.target)
-        unlearned = Unlearned(pd.Series(said_column(said, spec)), holdout.rows)
-    return Reference(model_inputs(drawn, spec), sum(table.rows for table in tables), unlearned)
-
-
-def said_column(said: Outputs, spec: ModelSpec) -> np.ndarray:
-    """What is compared of predictions: the probability of the positive class, the class as text, or the number."""
-    if spec.target.kind is TaskKind.MULTICLASS:
-        return np.asarray([str(one) for one in said.predictions.tolist()], dtype=object)
-    return said.score
+    return Reference(
+        model_inputs(drawn, spec), sum(table.rows for table in tables), kept_answers(platform, ref)
+    )
 
 
 def known_categories(platform: Platform, ref: ChampionRef, spec: ModelSpec) -> dict[str, frozenset[str]]:

@@ -10,8 +10,9 @@ import pytest
 from deployments.monitoring import DriftPlan
 from deployments.spec import ModelSpec
 from tasks import drift
-from tasks.drift import Unlearned, drift_rows
+from tasks.drift import drift_rows
 from tasks.monitoring_record import Window
+from tasks.unlearned import Unlearned
 from tasks.verdict import Verdict
 
 WINDOW = Window(start=datetime(2026, 1, 1, tzinfo=UTC), end=datetime(2026, 1, 8, tzinfo=UTC))
