@@ -33,14 +33,16 @@ from tasks.champion import (
 from tasks.decide import Action, Close, Enter, Hold, Observation, Stage, decide, stages
 from tasks.evaluate import Evaluation
 from tasks.labels import labels_for
-from tasks.register import PromotionRefusedError, ledger_of
+from tasks.register import PromotionRefusedError
+from tasks.release_begin import ReleaseError, begin
 from tasks.release_data import StageData, explained
+from tasks.release_ledger import write_entry, write_transition
 from tasks.release_record import ENDED, LIVE, Look, Release, ReleaseStore, State, Transition, Wish
-from tasks.tracking import TAG, Tracking
+from tasks.tracking import Tracking
 from tasks.traffic import all_to, champion_with_idle, entity_name, shadowed, shared, workloads
 from tasks.verdict import Verdict
 
-__all__ = ["Controller", "ReleaseError", "begin", "controlled"]
+__all__ = ["Controller", "ReleaseError", "controlled"]
 
 ASKED_SECONDS = 1.0
 """How often the registry and the approvals are asked; both are files or a server, and change slowly."""
@@ -52,15 +54,6 @@ SETTLING_SECONDS = 1.0
 """What is asked so soon after shares changed counts for nobody: a worker's first answers are not its usual ones."""
 KEPT_SECONDS = 1.0
 """How often a look of the analysis is kept, unless it says something new."""
-
-
-class ReleaseError(ContenderError):
-    """A release that did not end in a promotion, or cannot be begun; the message says why."""
-
-    exit_code = 3
-
-
-# Beginning --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -80,120 +73,6 @@ def controlled(
     busy = f"another process controls a release of {name}"
     with platform.alone(f"release-{name}", busy), ExitStack() as stack:
         yield Controller(platform, loaded, begin(platform, loaded, version, old=old), stack)
-
-
-def begin(
-    platform: Platform, loaded: LoadedSpec, version: str | None = None, *, old: bool = False
-) -> Release:
-    """The release that is under way, or a new one, written down and in the ledger; with `old` the newest there is.
-
-    Raises:
-        ReleaseError: there is nothing to release, or another version is under way.
-        PromotionRefusedError: the version's gates did not pass, or its file is another.
-    """
-    store = ReleaseStore(platform, loaded.name)
-    newest = store.newest()
-    if old and newest is not None:
-        return newest
-    if newest is not None and not newest.ended:
-        if version not in {None, newest.challenger.version}:
-            raise ReleaseError(
-                f"version {newest.challenger.version} of {newest.challenger.name} is being released; "
-                "roll it back, or wait for it to end"
-            )
-        _write_start(platform, newest)
-        return newest
-    ref = _wanted(platform, loaded.name, version)
-    if (
-        version is None
-        and newest is not None
-        and newest.challenger == ref
-        and newest.state is not State.PROMOTED
-    ):
-        raise ReleaseError(
-            f"{ref.name} version {ref.version} was {str(newest.state).replace('_', ' ')} already "
-            f"({newest.history[-1].reason}); train a better one, or name it to try again: --version {ref.version}"
-        )
-    standing = standing_champion(platform, loaded.name)
-    if isinstance(standing, ChampionMissing):
-        raise ReleaseError(f"{standing.reason}; give the alias `champion` to the version that serves")
-    champion = None if isinstance(standing, NoChampionYet) else standing
-    if champion is not None and champion.version == ref.version:
-        raise ReleaseError(f"{ref.name} version {ref.version} is champion already")
-    plan = loaded.spec.release.plan_for(platform.environment.name)
-    if plan.strategy == "direct" and platform.environment.approvals:
-        raise ReleaseError(
-            f"{loaded.path}: release.strategy: `direct` puts a version in place unlooked at, and environment "
-            f"{platform.environment.name!r} asks for approvals; choose another for it under release.environments"
-        )
-    history = [
-        entry for entry in ledger_of(platform).entries(loaded.name) if entry.subject.startswith(ref.name)
-    ]
-    register.require_promotable(platform, loaded.name, ref, history, ["to be asked for"])
-    register.require_compared(ref, champion.version if champion else None, history)
-    tags = Tracking(platform).client.get_model_version(ref.name, ref.version).tags
-    now = datetime.now(UTC)
-    release = Release(
-        id=f"{ref.name}-{ref.version}-{now:%Y%m%dt%H%M%S}{now.microsecond // 1000:03}".lower(),
-        model=loaded.name,
-        environment=platform.environment.name,
-        endpoint=platform.endpoint(loaded.name),
-        challenger=ref,
-        champion=champion,
-        gate_report=tags.get(f"{TAG}gate_report", ""),
-        author=tags.get(f"{TAG}author", ""),
-        started_by=platform.identity(),
-        plan=plan,
-        begun=now,
-        entered=now,
-    )
-    if plan.looks and champion is not None and platform.data_plane.status() is None:
-        raise BadInputError(
-            "the data plane is not up, so no traffic can decide; start it with: "
-            f"python -m flows.run up --env {platform.environment.name}"
-        )
-    if newest is not None and not newest.closed:
-        store.save(newest.model_copy(update={"closed": True}))
-    store.save(release)
-    _write_start(platform, release)
-    return release
-
-
-def _write_start(platform: Platform, release: Release) -> None:
-    """The ledger's first entry of a release; one that was killed before it has it written by the next."""
-    replaces = release.champion.version if release.champion else None
-    _write(platform, release, "release.started", {"replaces": replaces})
-
-
-def _wanted(platform: Platform, model: str, version: str | None) -> ChampionRef:
-    if version is None:
-        return register.challenger_of(platform, model)
-    ref = version_ref(platform, model, version)
-    if isinstance(ref, ChampionMissing):
-        raise PromotionRefusedError(ref.reason)
-    return ref
-
-
-def _write(
-    platform: Platform, release: Release, event: str, details: Mapping[str, Any], key: str = ""
-) -> None:
-    """One entry of a release in the ledger; written again it stands once."""
-    ledger_of(platform).append(
-        event,
-        model=release.model,
-        subject=release.subject,
-        details={
-            "release": release.id,
-            "version": release.challenger.version,
-            "model_digest": release.challenger.digest,
-            **details,
-        },
-        key=f"{event}/{release.id}{f'/{key}' if key else ''}",
-        actor=platform.identity(),
-    )
-
-
-# The controller ---------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -270,7 +149,7 @@ class Controller:
                 self._enter(action, seen)
             case Hold() if action.reason != self.release.held:
                 self._save(held=action.reason)
-                _write(self.platform, self.release, "release.held", {"reason": action.reason}, str(now))
+                write_entry(self.platform, self.release, "release.held", {"reason": action.reason}, str(now))
             case Close():
                 self._close(action)
         return action
@@ -575,7 +454,7 @@ class Controller:
         ends = action.state in ENDED
         hours = release.plan.rollback_hours
         watched = action.state is State.PROMOTED and release.champion is not None and hours > 0
-        done = self._note(done, former)
+        done = write_transition(self.platform, self.release, done, former)
         self._save(
             intent=None,
             state=action.state,
@@ -742,43 +621,6 @@ class Controller:
         self.release = self._store.save(self.release.model_copy(update=changes))
         return self.release
 
-    def _note(self, done: Transition, former: State) -> Transition:
-        """The ledger's entry of a transition that is in effect; the transition as the ledger has it.
-
-        A controller that died after its entry, and before the record, told it already: that stands.
-        """
-        release = self.release
-        event = {
-            State.APPROVED: "release.approved",
-            State.PROMOTED: "release.promoted",
-            State.ROLLED_BACK: "release.rolled_back",
-            State.REJECTED: "release.rejected",
-        }.get(done.state, "release.step")
-        assert done.effective is not None
-        key = f"{event}/{release.id}/{len(release.history)}"
-        for entry in ledger_of(self.platform).entries(release.model):
-            told = entry.details
-            if entry.key == key and (told["state"], told["step"]) == (str(done.state), done.step):
-                effective = done.observed + timedelta(seconds=float(str(told["seconds"])))
-                return done.model_copy(update={"reason": told["reason"], "effective": effective})
-        _write(
-            self.platform,
-            release,
-            event,
-            {
-                "from": str(former),
-                "state": str(done.state),
-                "step": done.step,
-                "percentage": done.percentage,
-                "reason": done.reason,
-                "seconds": round((done.effective - done.observed).total_seconds(), 3),
-                "approvals": list(release.approvals),
-                "approvers": list(release.approvers),
-            },
-            f"{len(release.history)}",
-        )
-        return done
-
     def _forget_wish(self) -> None:
         self.wish = None
         self._store.forget_wish(self.release.id)
@@ -789,7 +631,7 @@ class Controller:
         if self._known.champion_stands:
             self._serve(all_to(release.challenger, self._workload()), wait=False)
         self._save(closed=True)
-        _write(self.platform, release, "release.closed", {"reason": action.reason})
+        write_entry(self.platform, release, "release.closed", {"reason": action.reason})
 
 
 def _stage(release: Release, action: Enter) -> Stage | None:
