@@ -373,11 +373,7 @@ def restore(platform: Platform, model: str, ref: ChampionRef, *, reason: str, ke
 
 def _restore(platform: Platform, model: str, ref: ChampionRef, reason: str, key: str) -> Version:
     client, history = Tracking(platform).client, _history(platform, model, ref)
-    places = [place for place, entry in enumerate(history) if entry.event == PROMOTED and _is_of(entry, ref)]
-    if not places:
-        raise PromotionRefusedError(
-            f"{ref.name} version {ref.version} never was champion, so there is no way back to it; release it"
-        )
+    first = _first_promotion(ref, history)
     load_version(platform, ref)
     standing = standing_champion(platform, model)
     left = standing.version if isinstance(standing, ChampionRef) and standing.version != ref.version else None
@@ -393,7 +389,7 @@ def _restore(platform: Platform, model: str, ref: ChampionRef, reason: str, key:
     client.set_model_version_tag(ref.name, ref.version, f"{TAG}state", "champion")
     if begun.details["leaves"] is not None:
         client.set_model_version_tag(ref.name, str(begun.details["leaves"]), f"{TAG}state", "rolled_back")
-    earlier = history[places[0]].details.get("replaces")
+    earlier = first.details.get("replaces")
     if earlier is not None and earlier not in {ref.version, begun.details["leaves"]}:
         client.set_registered_model_alias(ref.name, PREVIOUS, str(earlier))
     elif PREVIOUS in client.get_registered_model(ref.name).aliases:
@@ -408,6 +404,25 @@ def _restore(platform: Platform, model: str, ref: ChampionRef, reason: str, key:
     )
     version = Version(name=ref.name, version=ref.version, run_id=ref.run_id, model_digest=ref.digest)
     return current(platform, version)
+
+
+def require_was_champion(platform: Platform, model: str, ref: ChampionRef) -> None:
+    """Refuse a version that there is no way back to; the ledger alone is asked, which takes milliseconds.
+
+    Raises:
+        PromotionRefusedError: it never was champion in this environment with this model file.
+    """
+    _first_promotion(ref, _history(platform, model, ref))
+
+
+def _first_promotion(ref: ChampionRef, history: Sequence[Entry]) -> Entry:
+    """The entry by which a version became champion for the first time, with the model file that it has now."""
+    for entry in history:
+        if entry.event == PROMOTED and _is_of(entry, ref):
+            return entry
+    raise PromotionRefusedError(
+        f"{ref.name} version {ref.version} never was champion, so there is no way back to it; release it"
+    )
 
 
 def withdraw(platform: Platform, ref: ChampionRef, state: str) -> None:

@@ -43,7 +43,7 @@ def roll_back(
 
     Raises:
         BadInputError: no reason is given, or there is nothing to go back to.
-        PromotionRefusedError: `to` never was champion.
+        PromotionRefusedError: `to` never was champion with its model file; nothing was changed.
         ContenderError: the traffic is back, and something else is not; says what. Run it again.
     """
     if not reason.strip():
@@ -118,7 +118,7 @@ def _by_hand(
 ) -> RollbackOutcome:
     """Back to a version that no release keeps warm: it is served first, and then gets the traffic."""
     from tasks.champion import ChampionRef, standing_champion
-    from tasks.register import ledger_of, restore
+    from tasks.register import ledger_of, require_was_champion, restore
     from tasks.traffic import all_to, entity_name, workloads
 
     target = _target(platform, loaded.name, to)
@@ -126,6 +126,8 @@ def _by_hand(
     left = standing if isinstance(standing, ChampionRef) else None
     if left is not None and left.version == target.version:
         raise BadInputError(f"{target.name} version {target.version} is champion already")
+    # Before anybody is sent to it: what never was champion has passed no release.
+    require_was_champion(platform, loaded.name, target)
     endpoint, now = platform.endpoint(loaded.name), datetime.now(UTC)
     seconds = None
     found = next((one for one in platform.endpoints.list_endpoints() if one["name"] == endpoint), None)
