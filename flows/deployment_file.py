@@ -4,7 +4,7 @@ A new model.yaml, or another environment, needs no line of it written by hand.
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def prefect_yaml() -> str:
         one
         for model in shipped_models()
         for environment in environments
-        for one in _deployments(load_spec(model), environment)
+        for one in _deployments(load_spec(model), environment, _supplied_by(environment, environments))
     ]
     deployments += [
         _fleet(work, environment)
@@ -139,10 +139,26 @@ def _by_name(text: str) -> dict[str, Any]:
         raise BadInputError(f"{FILE}: this is no file of deployments: {error}") from None
 
 
-def _deployments(loaded: LoadedSpec, environment: Environment) -> Iterator[dict[str, Any]]:
+def _supplied_by(environment: Environment, environments: Sequence[Environment]) -> list[Environment]:
+    """An environment and those that take their models from it, also by way of others."""
+    found = [environment]
+    for one in found:
+        found += [other for other in environments if other.takes_from == one.name and other not in found]
+    return found
+
+
+def _deployments(
+    loaded: LoadedSpec, environment: Environment, supplied: Sequence[Environment]
+) -> Iterator[dict[str, Any]]:
     for deployed in _FLOWS:
         if deployed.where(loaded, environment):
-            yield _deployment(deployed, loaded, environment)
+            made = _deployment(deployed, loaded, environment)
+            if deployed.flow == "retrain":
+                kinds = loaded.spec.retrain.on
+                made["triggers"] = [
+                    _trigger(loaded, environment, seen, kind) for seen in supplied for kind in kinds
+                ]
+            yield made
 
 
 def _fleet(work: str, environment: Environment) -> dict[str, Any]:
@@ -184,8 +200,6 @@ def _deployment(deployed: _Deployed, loaded: LoadedSpec, environment: Environmen
     schedule = loaded.spec.schedules.get(deployed.flow)  # type: ignore[call-overload]
     if schedule is not None:
         made["schedules"] = [{**schedule.model_dump(), "active": environment.schedules_active}]
-    if deployed.flow == "retrain":
-        made["triggers"] = [_trigger(loaded, environment, kind) for kind in loaded.spec.retrain.on]
     made |= _pull(environment)
     made["work_pool"] = _pool(environment)
     if deployed.alone is not None:
@@ -193,18 +207,23 @@ def _deployment(deployed: _Deployed, loaded: LoadedSpec, environment: Environmen
     return made
 
 
-def _trigger(loaded: LoadedSpec, environment: Environment, kind: AlertKind) -> dict[str, Any]:
-    """An automation: one event, one run; whether anything is trained is for the model's policy to say."""
+def _trigger(
+    loaded: LoadedSpec, environment: Environment, seen: Environment, kind: AlertKind
+) -> dict[str, Any]:
+    """An automation: one event, one run where models are trained; whether anything is, its policy says."""
     model, env = loaded.name, environment.name
+    elsewhere = "" if seen.name == env else f"in {seen.name}: "
     return {
-        "name": f"{model}-{env}-retrain-on-{kind.replace('_', '-')}",
-        "description": f"{ALERT_EVENTS[kind]} asks for a retraining of {model} in {env}; its policy decides.",
-        "match": {"prefect.resource.id": f"contender.model.{env}.{model}"},
+        "name": f"{model}-{seen.name}-retrain-on-{kind.replace('_', '-')}",
+        "description": (
+            f"{ALERT_EVENTS[kind]} in {seen.name} asks for a retraining of {model} in {env}; its policy decides."
+        ),
+        "match": {"prefect.resource.id": f"contender.model.{seen.name}.{model}"},
         "expect": [ALERT_EVENTS[kind]],
         "parameters": {
             "model": model,
             "env": env,
-            "reason": "{{ event.payload.reason }}",
+            "reason": f"{elsewhere}{{{{ event.payload.reason }}}}",
             "alert": kind,
         },
     }

@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deployments.spec import LoadedSpec
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import prepare, run_name
+from flows.prepare import HOUR, prepare, run_name
 from flows.score import newest_tables
 from platforms.platform import Platform
 from tasks.champion import standing_champion, trained_query
@@ -39,7 +39,7 @@ def publish_current(
     )
 
 
-@flow(name="features", flow_run_name=run_name("features"), description=__doc__)
+@flow(name="features", flow_run_name=run_name("features"), description=__doc__, timeout_seconds=6 * HOUR)
 def features(
     model: ModelName, env: EnvironmentName = "dev", as_of: datetime | None = None, endpoint: str | None = None
 ) -> OnlineOutcome:

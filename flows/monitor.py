@@ -9,7 +9,7 @@ from deployments.errors import ContenderError
 from deployments.spec import LoadedSpec
 from flows.events import emit
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import about, prepare, run_name
+from flows.prepare import HOUR, about, prepare, run_name
 from platforms.platform import Platform
 from tasks import monitor as parts
 from tasks.late_labels import Late, judged_again, late_windows
@@ -99,7 +99,7 @@ def judge_again(loaded: LoadedSpec, platform: Platform, one: Late) -> tuple[Moni
         return judged_again(loaded, platform, one)
 
 
-@flow(name="monitor", flow_run_name=run_name("monitor"), description=__doc__)
+@flow(name="monitor", flow_run_name=run_name("monitor"), description=__doc__, timeout_seconds=2 * HOUR)
 def monitor(
     model: ModelName,
     env: EnvironmentName = "dev",

@@ -16,6 +16,9 @@ from platforms import platform_for
 from platforms.platform import Platform
 from tasks.champion import standing_champion
 
+HOUR = 3600.0
+"""Seconds; flows say in hours after how long a run hangs."""
+
 
 def shown_name(model: str) -> str:
     """What a model calls itself; where its model.yaml cannot be read, which its run will say, the folder of that."""

@@ -4,7 +4,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import about, prepare, run_name
+from flows.prepare import HOUR, about, prepare, run_name
 from platforms.platform import Platform
 from tasks import register
 from tasks.champion import ChampionMissing, ChampionRef, version_ref
@@ -19,7 +19,7 @@ def promote_version(platform: Platform, model: str, ref: ChampionRef) -> Version
     return register.promote(platform, model, ref)
 
 
-@flow(name="promote", flow_run_name=run_name("promote"), description=__doc__)
+@flow(name="promote", flow_run_name=run_name("promote"), description=__doc__, timeout_seconds=HOUR)
 def promote(
     model: ModelName,
     env: EnvironmentName = "dev",

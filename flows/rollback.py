@@ -5,7 +5,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.notify import tell_rollback
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import about, prepare, run_name
+from flows.prepare import HOUR, about, prepare, run_name
 from flows.server import served
 from platforms.platform import Platform
 from tasks.release_end import write_end
@@ -13,7 +13,7 @@ from tasks.release_record import ReleaseStore
 from tasks.rollback import RollbackOutcome, roll_back
 
 
-@flow(name="rollback", flow_run_name=run_name("rollback"), description=__doc__)
+@flow(name="rollback", flow_run_name=run_name("rollback"), description=__doc__, timeout_seconds=HOUR / 6)
 def rollback(
     model: ModelName, reason: str, env: EnvironmentName = "dev", to: str | None = None
 ) -> RollbackOutcome:

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from deployments.errors import BadInputError
 from deployments.spec import LoadedSpec
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import about, prepare, run_name
+from flows.prepare import HOUR, about, prepare, run_name
 from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks.champion import standing_champion, trained_query
@@ -61,7 +61,7 @@ def newest_tables(loaded: LoadedSpec, platform: Platform) -> dict[str, Snapshot]
     return found
 
 
-@flow(name="score", flow_run_name=run_name("score"), description=__doc__)
+@flow(name="score", flow_run_name=run_name("score"), description=__doc__, timeout_seconds=12 * HOUR)
 def score(
     model: ModelName,
     env: EnvironmentName = "dev",

@@ -6,7 +6,7 @@ from prefect import flow
 
 from deployments.spec import FEATURES
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import about, chosen_sources, prepare, run_name
+from flows.prepare import HOUR, about, chosen_sources, prepare, run_name
 from flows.runners import task_runner
 from tasks import steps
 from tasks.champion import standing_champion
@@ -17,7 +17,7 @@ from tasks.train import check_candidates
 from tasks.verdict import Verdict
 
 
-@flow(name="train", flow_run_name=run_name("train"), description=__doc__)
+@flow(name="train", flow_run_name=run_name("train"), description=__doc__, timeout_seconds=24 * HOUR)
 def train(
     model: ModelName,
     env: EnvironmentName = "dev",

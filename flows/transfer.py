@@ -5,7 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deployments.environment import load_environment
 from flows.parameters import EnvironmentName, ModelName
-from flows.prepare import prepare, run_name
+from flows.prepare import HOUR, prepare, run_name
 from platforms import platform_for
 from platforms.platform import Platform
 from tasks.metering import metered
@@ -21,7 +21,7 @@ def transfer_task(source: Platform, target: Platform, model: str, version: str |
     return transfer_version(source, target, model, version)
 
 
-@flow(name="transfer", flow_run_name=run_name("transfer"), description=__doc__)
+@flow(name="transfer", flow_run_name=run_name("transfer"), description=__doc__, timeout_seconds=2 * HOUR)
 def transfer(
     model: ModelName, env: EnvironmentName, from_env: EnvironmentName, version: str | None = None
 ) -> Transfer:

@@ -32,6 +32,24 @@ def test_a_deployment_tells_its_flow_what_it_takes(deployment):
         assert set(told) <= set(taken)
         required = {name for name, one in taken.items() if one.default is inspect.Parameter.empty}
         assert required <= set(told)
+    # These last as long as the plan, the people or the models of them need.
+    bounded = flow.name not in {"release", "retrain", "deliver", "lifecycle", "fleet"}
+    assert bool(flow.timeout_seconds) == bounded
+
+
+def test_an_alert_has_a_model_retrained_where_it_is_trained():
+    told = {}
+    for one in declared():
+        for trigger in one.get("triggers", ()):
+            told[trigger["match"]["prefect.resource.id"], trigger["parameters"]["alert"]] = (
+                one["name"],
+                trigger["parameters"]["env"],
+                trigger["parameters"]["reason"],
+            )
+
+    reason = "{{ event.payload.reason }}"
+    assert told["contender.model.prod.churn", "drift"] == ("churn-test", "test", f"in prod: {reason}")
+    assert told["contender.model.dev.churn", "drift"] == ("churn-dev", "dev", reason)
 
 
 def test_what_differs_is_named_by_deployment():
