@@ -69,6 +69,7 @@ def write_dashboard(platform: Platform, loaded: LoadedSpec, out: Path | None = N
 
 def dashboard_page(facts: Facts) -> str:
     """The page: what needs somebody first, then how it came to be, then what it costs and how it is delivered."""
+    from tasks.dashboard_groups import group_plots
     from tasks.dashboard_plots import MOST_COLUMNS, MOST_WINDOWS, flow_colour, release_plot
     from tasks.report import templates
 
@@ -91,6 +92,7 @@ def dashboard_page(facts: Facts) -> str:
             health=health,
             windows=windows,
             quality=[_shown(*one) for one in _quality_plots(facts, kept, windows)],
+            groups=[_shown(*one) for one in group_plots(kept, windows)],
             drift=_drift(kept, windows),
             most_columns=MOST_COLUMNS,
             service=[_shown(*one) for one in _service_plots(kept, windows)],

@@ -183,7 +183,7 @@ def test_a_browser_shows_the_page_without_complaint_and_without_scrolling_sidewa
     assert chromium.value("document.documentElement.scrollWidth") <= width
     assert chromium.value(WIDER) == []
     assert chromium.value(SMALL_IMAGES) == []
-    assert chromium.value("document.images.length") == (8 if name == "full" else 0)
+    assert chromium.value("document.images.length") == (9 if name == "full" else 0)
     sections = (
         "[...document.querySelectorAll('section')].filter(one => one.offsetHeight > 60).map(one => one.id)"
     )
