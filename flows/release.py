@@ -22,7 +22,7 @@ from flows.release_artifacts import shown_live
 from platforms.platform import Platform
 from tasks.decide import Action, Close, Wait, stages
 from tasks.metering import metering
-from tasks.publish import artifact_key, links_markdown
+from tasks.publish import artifact_key, links_markdown, publish_image
 from tasks.release_control import Controller, ReleaseError, controlled
 from tasks.release_record import Look, Release, ReleaseStore, State
 from tasks.verdict import Verdict
@@ -219,7 +219,8 @@ def _carried_on(held: _Held) -> str:
             _left.wait(control.pause_seconds(spent) if live else WAITING_SECONDS / 5)
     except LeftError:
         raise
-    except (Exception, TerminationSignal):
+    except BaseException:
+        # Also what is no Exception: Prefect cancels a run that lost its place, and ends one whose process is told to.
         control.abandon()
         raise
     return ""
@@ -252,7 +253,7 @@ def _concluded(platform: Platform, control: Controller) -> ReleaseOutcome:
 
     from tasks.mlflow_pages import run_links
     from tasks.release_end import write_end
-    from tasks.release_report import release_artifacts
+    from tasks.release_report import release_artifacts, share_picture
 
     release = control.release
     written = write_end(platform, release)
@@ -266,6 +267,8 @@ def _concluded(platform: Platform, control: Controller) -> ReleaseOutcome:
         markdown=f"{release_artifacts(release, looks)}\n{links_markdown(links)}\n",
         description=f"{release.challenger.name} version {release.challenger.version}: {release.state}",
     )
+    if picture := share_picture(release, looks):
+        publish_image(release.endpoint, "share", picture, "The challenger's share of traffic")
     return ReleaseOutcome(
         release=release,
         look=looks[-1] if looks else None,
