@@ -135,7 +135,9 @@ def stages(plan: ReleasePlan) -> tuple[Stage, ...]:
 
 def decide(plan: ReleasePlan, record: Release, seen: Observation, now: datetime) -> Action:
     """What comes next; see the module."""
-    if record.closed or record.state in {State.ROLLED_BACK, State.REJECTED}:
+    # A rollback that was asked for while the promotion was made counts, also where nothing of it is watched.
+    closed = record.closed and seen.wish != "roll_back"
+    if closed or record.state in {State.ROLLED_BACK, State.REJECTED}:
         return Wait(f"the release has ended: {record.state}")
     if record.state is State.PROMOTED:
         return _after(record, seen, now)
@@ -257,7 +259,7 @@ def _forward(plan: ReleasePlan, stage: Stage, seen: Observation) -> Enter:
 
 def _after(record: Release, seen: Observation, now: datetime) -> Action:
     """Promoted: labels may still take it back, until the window is over."""
-    if record.champion is not None and (seen.wish == "roll_back" or seen.analysis is Verdict.FAIL):
+    if seen.wish == "roll_back" or (record.champion is not None and seen.analysis is Verdict.FAIL):
         asked = seen.wish_reason if seen.wish == "roll_back" else seen.findings
         return Enter(State.ROLLED_BACK, asked or "labels show harm", record.step)
     if record.watch_until is None or now >= record.watch_until:

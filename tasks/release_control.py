@@ -128,8 +128,10 @@ class Controller:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to be done before labels come."""
-        return self.release.ended
+        """Whether nothing more is to be done before labels come; a promotion that a person wants back is not over."""
+        return self.release.ended and not (
+            self.release.state is State.PROMOTED and self._wish().get("wish") == "roll_back"
+        )
 
     @property
     def look(self) -> Look | None:
@@ -247,10 +249,10 @@ class Controller:
         )
 
     def _wish(self) -> dict[str, Any]:
-        """What a person asks for: at the terminal, or from elsewhere."""
-        if self.wish is not None:
-            return {"wish": self.wish}
+        """What a person asks for, at the terminal or from elsewhere; who wants the champion back is heard first."""
         found = self._store.wish(self.release.id)
+        if self.wish is not None and (found is None or found[0] != "roll_back"):
+            return {"wish": self.wish}
         return {"wish": found[0], "wish_reason": found[1]} if found else {}
 
     def _ask(self) -> None:
@@ -440,7 +442,7 @@ class Controller:
         try:
             self._make(action, former)
         except PromotionRefusedError as error:
-            # Before the promotion could be made: whatever it lacks, callers get the champion.
+            # Whatever the promotion lacks, or whoever called it off: callers get the champion.
             state = State.ROLLED_BACK if former in LIVE else State.REJECTED
             self._enter(Enter(state, str(error), action.step), seen)
             return
@@ -469,8 +471,7 @@ class Controller:
         self._eyes = None
         if ends:
             self._let_go()
-        if action.again or ends:
-            self._forget_wish()
+        self._forget_wish(action)
 
     def _make(self, action: Enter, former: State) -> None:
         """Endpoint and aliases; every way through here may be gone again."""
@@ -501,9 +502,21 @@ class Controller:
         release = self.release
         kept = champion if release.plan.rollback_hours else None
         if release.plan.looks:
+            self._require_unopposed()
             self._serve(self._leased(challenger, champion, workload))
         register.promote(self.platform, release.model, challenger, approvals=self._approved())
+        self._require_unopposed()
         self._serve(all_to(challenger, workload, warm=kept))
+
+    def _require_unopposed(self) -> None:
+        """Go no further with a promotion that a person wants back: the way back has shifted its traffic already.
+
+        Raises:
+            PromotionRefusedError: why it is wanted back.
+        """
+        asked = Observation(at=datetime.now(UTC), **self._wish())
+        if asked.wish == "roll_back":
+            raise PromotionRefusedError(asked.wish_reason)
 
     def _put_back(
         self,
@@ -621,9 +634,13 @@ class Controller:
         self.release = self._store.save(self.release.model_copy(update=changes))
         return self.release
 
-    def _forget_wish(self) -> None:
-        self.wish = None
-        self._store.forget_wish(self.release.id)
+    def _forget_wish(self, action: Enter) -> None:
+        """Forget what a person asked for once that is done; what was asked for meanwhile stands."""
+        if action.state in {State.ROLLED_BACK, State.REJECTED}:
+            self.wish = None
+            self._store.forget_wish(self.release.id)
+        elif action.again and self.wish == "resume":
+            self.wish = None
 
     def _close(self, action: Close) -> None:
         """The window is over: the former champion is no longer kept ready."""

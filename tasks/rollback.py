@@ -96,15 +96,18 @@ def _ended(platform: Platform, loaded: LoadedSpec, store: ReleaseStore, release:
             suppress(BusyError),
             controlled(platform, loaded, release.challenger.version, old=True) as control,
         ):
-            while control.release.state not in {State.ROLLED_BACK, State.REJECTED}:
-                control.step()
+            if control.release.id != release.id:
+                raise ContenderError(
+                    f"{release.id}: {control.release.id} was begun meanwhile; roll that back, too"
+                )
+            control.step()
         release = store.load(release.id)
         if release.state in {State.ROLLED_BACK, State.REJECTED} and release.intent is None:
             return release
         time.sleep(0.1)
     raise ContenderError(
-        f"{release.id}: the traffic is back at the champion, and the process that controls the release has not "
-        f"ended it after {CONTROLLER_SECONDS:g} s; end that process, and run the same command again"
+        f"{release.id}: the release has not ended after {CONTROLLER_SECONDS:g} s, though its traffic was given back; "
+        "end the process that controls it, if there is one, and run the same command again"
     )
 
 

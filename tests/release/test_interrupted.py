@@ -6,15 +6,17 @@ would be observed of traffic is given. What real traffic does is in test_release
 
 import multiprocessing
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
 from prefect.exceptions import TerminationSignal
 
+from deployments.errors import BadInputError, ContenderError
 from flows.release import _carried_on, _Held, ended_together, viewed_by
 from platforms.data_plane import LocalDataPlane
 from platforms.lock import BusyError
-from tasks import register, release_control
+from tasks import register, release_control, rollback
 from tasks.audit import audit_release
 from tasks.decide import Observation
 from tasks.ledger import Ledger
@@ -79,11 +81,12 @@ def carry_on(line, version=None):
 
 
 class Knife:
-    """Ends the process, as it were, right before the n-th write anywhere."""
+    """Ends the process, as it were, right before the n-th write anywhere; or does something else there."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, cutting=None):
         self.writes = 0
         self.cut_at = None
+        self.cutting = cutting or self.kill
         for owner, name in (
             (ReleaseStore, "save"),
             (Ledger, "append"),
@@ -98,10 +101,14 @@ class Knife:
         def guarded(*args, **named):
             self.writes += 1
             if self.writes == self.cut_at:
-                raise KilledError
+                self.cutting()
             return write(*args, **named)
 
         return guarded
+
+    @staticmethod
+    def kill():
+        raise KilledError
 
     def cut(self, at):
         self.writes, self.cut_at = 0, at
@@ -288,6 +295,109 @@ def test_a_wish_to_go_back_is_heard_before_traffic_is_given_again(served, observ
     newest = served.releases.newest()
     assert newest.state is State.ROLLED_BACK
     assert "the operator is worried" in newest.history[-1].reason
+    assert served.shares == {"v1": 100}
+
+
+def ask_back(line):
+    """What a rollback does before the process that controls the release has seen it."""
+    release = line.releases.newest()
+    line.releases.leave_wish(release.id, "roll_back", reason="a worry", who="olga")
+    # A promotion that nobody watches keeps no former champion ready.
+    with suppress(BadInputError):
+        line.platform.shift_traffic(release.endpoint, "v1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hours", [1, 0])
+def test_a_rollback_asked_for_before_any_write_ends_with_the_champion_and_is_recorded(
+    served, observed, monkeypatch, hours
+):
+    served.plan(rollback_hours=hours)
+    knife = Knife(monkeypatch, lambda: ask_back(served))
+
+    for at in range(3, 200):
+        knife.cut(at)
+        release = carry_on(served, "2")
+        if knife.writes < at:
+            break
+        found = state_of(served)
+        assert release.state in {State.ROLLED_BACK, State.REJECTED}, at
+        assert "a worry (olga)" in release.history[-1].reason, at
+        assert (found["shares"], found["aliases"]) == ({"v1": 100}, {"champion": "1"}), at
+        assert found["audit"] == [], at
+
+    assert at > 20
+
+
+@pytest.mark.parametrize("while_", ["the aliases are moved", "the ledger is told"])
+def test_a_rollback_asked_for_while_a_promotion_is_made_is_not_lost(served, observed, monkeypatch, while_):
+    owner, name = {
+        "the aliases are moved": (register, "promote"),
+        "the ledger is told": (release_control, "write_transition"),
+    }[while_]
+    made = getattr(owner, name)
+
+    def asked(*given, **named):
+        done = made(*given, **named)
+        if served.releases.newest().intent.state is State.PROMOTED:
+            ask_back(served)
+        return done
+
+    monkeypatch.setattr(owner, name, asked)
+
+    release = carry_on(served)
+
+    assert release.state is State.ROLLED_BACK
+    assert "a worry (olga)" in release.history[-1].reason
+    assert served.shares == {"v1": 100}
+    assert served.aliases == {"champion": "1"}
+    assert served.releases.wish(release.id) is None
+    assert audit_release(served.platform, "small", release.id) == []
+
+
+def test_a_rollback_chosen_at_the_terminal_while_the_promotion_is_made_is_not_lost(
+    served, observed, monkeypatch
+):
+    made = release_control.write_transition
+
+    with controlled(served.platform, served.loaded) as control:
+
+        def chosen(*given):
+            if control.release.intent.state is State.PROMOTED:
+                control.wish = "roll_back"
+            return made(*given)
+
+        monkeypatch.setattr(release_control, "write_transition", chosen)
+        until_ended(control)
+
+    assert control.release.state is State.ROLLED_BACK
+    assert served.shares == {"v1": 100}
+
+
+def test_a_rollback_from_elsewhere_is_heard_though_the_release_is_held_at_the_terminal(served, observed):
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.CANARY:
+            control.step()
+        control.wish = "hold"
+        control.step()
+        assert control.release.held
+
+        ask_back(served)
+        control.step()
+
+    assert control.release.state is State.ROLLED_BACK
+
+
+def test_a_rollback_that_nobody_ends_says_so_after_a_while(served, observed, monkeypatch):
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.CANARY:
+            control.step()
+    monkeypatch.setattr(Controller, "step", lambda self: None)
+    monkeypatch.setattr(rollback, "CONTROLLER_SECONDS", 1.0)
+
+    with pytest.raises(ContenderError, match="has not ended after 1 s"):
+        roll_back(served.platform, served.loaded, reason="because")
+
     assert served.shares == {"v1": 100}
 
 
