@@ -156,7 +156,7 @@ def conclude(
         trained=trained,
         evaluation=evaluation,
         gates=gates,
-        plots=_plots(tracking, run.run_id),
+        plots=logged_plots(tracking, run.run_id),
         version=version.version if version else None,
         run=run,
         mlflow_hint=without_credentials(platform.mlflow.tracking_uri),
@@ -229,7 +229,7 @@ def without_credentials(uri: str) -> str:
     return f"{scheme}://{re.sub(r'^[^:/@]*(:.*)?@', '', rest).partition('?')[0]}"
 
 
-def _plots(tracking: Tracking, run_id: str) -> dict[str, bytes]:
+def logged_plots(tracking: Tracking, run_id: str) -> dict[str, bytes]:
     """The plots that evaluation logged, as PNG bytes by name."""
     with tempfile.TemporaryDirectory() as folder:
         names = [item.path for item in tracking.client.list_artifacts(run_id, "plots")]

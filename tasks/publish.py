@@ -87,6 +87,15 @@ def publish_gates(name: str, report: "GateReport") -> None:
     _table(artifact_key(name, "gates"), rows, f"Overall: **{report.verdict}**.")
 
 
+def publish_image(name: str, what: str, address: str, description: str) -> None:
+    """A picture, at an address that browsers open, which may be its own bytes as a data URI."""
+    if not in_a_run():
+        return
+    from prefect.artifacts import create_image_artifact
+
+    create_image_artifact(address, key=artifact_key(name, what), description=description)
+
+
 def publish_links(name: str, links: Mapping[str, str]) -> None:
     """Where to read on."""
     if not in_a_run():

@@ -4,7 +4,6 @@ A release, its looks and ledger entries go in and text comes out, whole by itsel
 `tasks.report`. Writing it keeps a copy with the challenger's run.
 """
 
-import base64
 import math
 import os
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ __all__ = [
     "of_release",
     "release_artifacts",
     "release_page",
+    "share_picture",
     "write_page",
     "write_release_report",
 ]
@@ -293,8 +293,18 @@ class _TestShown:
         return cls(test, image, last, threshold(test, harm.effect), threshold(test, harm.tolerated))
 
 
+def share_picture(release: Release, looks: Sequence[Look]) -> str | None:
+    """The challenger's share over time, as a data URI; None where it never had traffic."""
+    from tasks.release_plots import as_svg, traffic_plots
+
+    drawn = traffic_plots(release, looks).get("share")
+    return _image(as_svg(drawn)) if drawn is not None else None
+
+
 def _image(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+    from tasks.report import data_uri
+
+    return data_uri(svg, "svg+xml")
 
 
 def _lead(release: Release) -> str:

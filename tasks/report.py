@@ -415,11 +415,14 @@ def _snapshots(tables: Sequence[TableResult], parts: Parts) -> tuple[Snapshot, .
     return tuple(found)
 
 
+def data_uri(image: bytes, kind: str) -> str:
+    """An image (png, svg+xml) as an address that holds all of it."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
+
+
 def _images(spec: ModelSpec, plots: Mapping[str, bytes]) -> dict[str, str]:
     """Each plot as a data URI; a plot that names personal values is left out."""
     personal = _personal(spec.feature_contract) & set(spec.evaluation.slices)
     return {
-        name: f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
-        for name, image in plots.items()
-        if not (personal and name == "slices")
+        name: data_uri(image, "png") for name, image in plots.items() if not (personal and name == "slices")
     }

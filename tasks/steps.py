@@ -19,7 +19,7 @@ from platforms.platform import Platform
 from platforms.snapshot import Snapshot
 from tasks import publish
 from tasks.champion import Standing, TrainingSnapshots, reference_snapshots
-from tasks.conclude import check_contract, conclude, version_tags, without_credentials
+from tasks.conclude import check_contract, conclude, logged_plots, version_tags, without_credentials
 from tasks.evaluate import Evaluation, evaluate_challenger
 from tasks.features import build_training_features
 from tasks.gate import GateReport, judge
@@ -35,6 +35,7 @@ from tasks.register import (
     register_version,
     settle,
 )
+from tasks.report import data_uri
 from tasks.split import Development, Parts, split_table
 from tasks.tracking import Tracking
 from tasks.train import (
@@ -214,6 +215,10 @@ def open_training(
     return run
 
 
+_SHOWN = ("calibration", "confusion", "importance", "residuals", "roc")
+"""Plots that name no values of columns, and so nobody's."""
+
+
 @task(name="report", task_run_name="report", **STEP)
 @metered(rows=False)
 def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: Any) -> TrainOutcome:
@@ -230,5 +235,9 @@ def report(loaded: LoadedSpec, platform: Platform, run: TrainingRun, **found: An
         "model card": "model_card.md",
     }
     links |= run_links(platform, run.run_id, shown)
-    publish.publish_links(platform.registered_model(loaded.name), links)
+    name = platform.registered_model(loaded.name)
+    publish.publish_links(name, links)
+    for drawn, image in logged_plots(Tracking(platform), run.run_id).items():
+        if drawn in _SHOWN:
+            publish.publish_image(name, drawn, data_uri(image, "png"), f"{drawn} on the holdout")
     return outcome

@@ -145,8 +145,20 @@ def training(seen):
     )
     seen.page(f"artifacts/artifact/{seen.artifact('small-leaderboard', trained)}", "rank", "logistic")
     seen.page(f"artifacts/artifact/{seen.artifact('small-links', trained)}", "MLflow run", "model card")
-    seen.tab.wait_until("[...document.querySelectorAll('a')].some(one => one.href.includes('/#/experiments/'))")
+    seen.tab.wait_until(
+        "[...document.querySelectorAll('a')].some(one => one.href.includes('/#/experiments/'))"
+    )
     assert seen.outside == []
+    drawn(seen, "small-calibration", trained)
+
+
+def drawn(seen, key, run):
+    """The picture of an artifact is one that the browser can show."""
+    seen.page(f"artifacts/artifact/{seen.artifact(key, run)}", key)
+    seen.tab.wait_until(
+        "[...document.querySelectorAll('img')].some(one => one.src.startsWith('data:') && one.naturalWidth > 200)"
+    )
+    seen.keep(f"prefect-{key}")
 
 
 def parameters(seen, deployment):
@@ -191,6 +203,7 @@ def promoted(seen, waiting):
         "olga",
         "all tests passed",
     )
+    drawn(seen, "small-share", waiting)
 
 
 def registered(seen, mlflow):
