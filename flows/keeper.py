@@ -30,13 +30,18 @@ from flows.database import DATABASE_VARIABLE, Database, without_database
 __all__ = ["Kept", "begin", "end", "kept"]
 
 START_SECONDS = 180.0
-END_SECONDS = 30.0
+RUN_END_SECONDS = 30.0
+"""How long runs under way are given to end, as one that is cancelled is: a release puts its champion back."""
+END_SECONDS = RUN_END_SECONDS + 30.0
 _BACK_OFF = (0.5, 30.0)
 _PATIENCE = 2  # a server that never answered and ended as often as this is not started again
 RUNS_AT_ONCE = max(8, 4 * (os.cpu_count() or 1))
 """How many runs a worker has under way at a time by default; a release waits for requests most of its time."""
 ASKED_AGAIN = 8
 """How often worker and runs ask a server anew that is too busy to write (Prefect's default is 5): minutes in all."""
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+"""In memory, as Prefect has it, a server that is started again knows no lease: runs under way are cancelled once they
+ask for more time, and places of those that are gone stay taken."""
 _RELEASE_SECONDS = 12.0  # a keeper that was killed: its children end within this
 
 
@@ -242,8 +247,17 @@ def end(home: Path) -> bool:
 class _Child:
     """One of the processes that are kept; it ends with us, however we end."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        session_seconds: float | None = None,
+    ) -> None:
         self._command, self._environment, self._log = command, environment, log
+        self._tether = [sys.executable, "-m", "serving.tether"]
+        if session_seconds is not None:
+            self._tether += ["--sessions", str(session_seconds)]
         self._process: subprocess.Popen[bytes] | None = None
         self._pause, self._not_before = _BACK_OFF[0], 0.0
         self.deaths = 0
@@ -260,7 +274,7 @@ class _Child:
             return
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "serving.tether", "--", *self._command],
+                [*self._tether, "--", *self._command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -299,11 +313,13 @@ def main(arguments: Sequence[str]) -> int:
         lock.truncate(0)
         lock.write(json.dumps(asdict(standing)))
         lock.flush()
+        # It names a process, and after a reboot perhaps somebody else's: Prefect would wait for that for ever.
+        (prefect_home / "concurrency_leases" / "expirations.lock").unlink(missing_ok=True)
         prefect = [sys.executable, "-m", "prefect"]
         environment = {**os.environ, "PREFECT_API_URL": standing.url}
         server = _Child(
             [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            {**ui_settings(prefect_home), **environment},
+            {**ui_settings(prefect_home), **LEASES, **environment},
             logs(home) / "server.log",
         )
         worker: _Child | None = None
@@ -322,6 +338,7 @@ def main(arguments: Sequence[str]) -> int:
                         [*prefect, "worker", "start", "--pool", pool, "--limit", at_once],
                         {"PREFECT_CLIENT_MAX_RETRIES": str(ASKED_AGAIN), **without_database(environment)},
                         logs(home) / "worker.log",
+                        RUN_END_SECONDS,
                     )
                 if worker is not None:
                     worker.tend()

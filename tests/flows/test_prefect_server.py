@@ -103,7 +103,7 @@ def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_runni
     }
     wait_until(
         lambda: asked("POST", f"{address}/flow_runs/filter", **scheduled),
-        90,
+        240,
         "a run made by the schedule",
         server.logs,
     )
@@ -142,7 +142,11 @@ def one_candidate(spec):
 
 
 def assert_kept(server):
-    """A server that dies is started again, and another is not begun beside it."""
+    """A server that dies is started again, knows the places that runs have, and another is not begun beside it."""
+    limits = f"{server.address}/v2/concurrency_limits"
+    asked("POST", f"{limits}/", name="place", limit=1)
+    taken = {"names": ["place"], "slots": 1, "lease_duration": 300}
+    lease = asked("POST", f"{limits}/increment-with-lease", **taken)["lease_id"]
     port = int(server.address.rsplit(":", 1)[1].split("/")[0])
     (listening,) = [
         connection.pid
@@ -158,7 +162,10 @@ def assert_kept(server):
         "the server's return",
         server.logs,
     )
-    code, said = server.run("prefect", "status")
-    assert (code, "a worker of contender-dev" in said.replace("\n", " ")) == (0, True)
+    asked("POST", f"{limits}/leases/{lease}/renew", lease_duration=300)
+    # The worker is heard of again once it has asked for work.
+    wait_until(lambda: server.run("prefect", "status")[0] == 0, 120, "the worker's return", server.logs)
+    _, said = server.run("prefect", "status")
+    assert "a worker of contender-dev" in said.replace("\n", " ")
     code, said = server.run("prefect", "up", "--port", str(free_port()))
     assert (code, f"up on port {port}" in said.replace("\n", " ")) == (2, True)
