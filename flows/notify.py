@@ -81,7 +81,9 @@ def tell_rollback(platform: Platform, outcome: RollbackOutcome) -> None:
             "state": str(State.ROLLED_BACK),
             "reason": outcome.reason,
         },
-        subject=f"{name}: rolled back to version {outcome.version}",
+        subject=f"{name}: rolled back to version {outcome.version}"
+        if outcome.version
+        else f"{name}: version {outcome.left} withdrawn",
         said=outcome.reason,
         blocks=platform.environment.notify,
     )

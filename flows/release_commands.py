@@ -95,10 +95,13 @@ def rollback(
         print(outcome.model_dump_json(), flush=True)
     else:
         took = "the data plane is down" if outcome.seconds is None else f"after {outcome.seconds:.2f} s"
+        back = (
+            f"version {outcome.version} has all traffic again ({took}), instead of version {outcome.left}"
+            if outcome.version
+            else f"version {outcome.left} is withdrawn, and nothing is served: there was no champion before it"
+        )
         console.out.print(
-            f"{outcome.endpoint}: version {outcome.version} has all traffic again ({took}), instead of version "
-            f"{outcome.left}; the registry and the ledger say so",
-            soft_wrap=True,
+            f"{outcome.endpoint}: {back}; the registry and the ledger say so", soft_wrap=True, markup=False
         )
     from flows.rollback import tell_if_heard, write_down
 

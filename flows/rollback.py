@@ -31,7 +31,7 @@ def rollback(
     """
     loaded, platform = prepare(model, env)
     outcome = roll_back(platform, loaded, reason=reason, to=to)
-    about(outcome.version)
+    about(outcome.version or str(outcome.left))
     write_down(platform, outcome)
     tell_rollback(platform, outcome)
     return outcome

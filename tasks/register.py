@@ -38,7 +38,7 @@ from tasks.verdict import Verdict
 
 INTEGRATION = "integration"
 REGISTERED, REJECTED, PROMOTED = "model.registered", "model.rejected", "model.promoted"
-RESTORED = "model.restored"
+RESTORED, RETRACTED = "model.restored", "model.retracted"
 _TOLERANCE = 1e-9
 _FRESH_PROCESS_SECONDS = 180
 
@@ -417,12 +417,47 @@ def require_was_champion(platform: Platform, model: str, ref: ChampionRef) -> No
 
 def _first_promotion(ref: ChampionRef, history: Sequence[Entry]) -> Entry:
     """The entry by which a version became champion for the first time, with the model file that it has now."""
+    first: Entry | None = None
     for entry in history:
-        if entry.event == PROMOTED and _is_of(entry, ref):
-            return entry
-    raise PromotionRefusedError(
-        f"{ref.name} version {ref.version} never was champion, so there is no way back to it; release it"
-    )
+        if entry.event in {PROMOTED, RETRACTED} and _is_of(entry, ref):
+            first = (first or entry) if entry.event == PROMOTED else None
+    if first is None:
+        raise PromotionRefusedError(
+            f"{ref.name} version {ref.version} never was champion, so there is no way back to it; release it"
+        )
+    return first
+
+
+def retract(platform: Platform, model: str, ref: ChampionRef, *, reason: str, key: str) -> None:
+    """Take back the promotion of a first champion: the model has none afterwards, as before.
+
+    Nothing is done where its promotion was not begun, or another version is champion. Run again under the same
+    `key`, which names the step, it finishes what it began.
+
+    Raises:
+        BusyError: a promotion of this model is under way.
+    """
+    with platform.alone(f"promotion-{ref.name}", f"a promotion of {ref.name} is under way"):
+        history, client = _history(platform, model, ref), Tracking(platform).client
+        begun = any(entry.event == "promotion.started" and _is_of(entry, ref) for entry in history)
+        registered = client.get_registered_model(ref.name)
+        standing = dict(registered.aliases).get(CHAMPION)
+        if not begun or (standing is not None and str(standing) != ref.version):
+            return
+        # Before the alias: the tag without an alias would say that the champion was taken away.
+        if f"{TAG}promoted" in registered.tags:
+            client.delete_registered_model_tag(ref.name, f"{TAG}promoted")
+        if standing is not None:
+            client.delete_registered_model_alias(ref.name, CHAMPION)
+        if _begun(history, f"retracted/{key}") is None:
+            ledger_of(platform).append(
+                RETRACTED,
+                model=model,
+                subject=_subject(ref),
+                details={"version": ref.version, "model_digest": ref.digest, "reason": reason},
+                key=f"retracted/{key}",
+                actor=platform.identity(),
+            )
 
 
 def withdraw(platform: Platform, ref: ChampionRef, state: str) -> None:

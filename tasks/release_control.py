@@ -482,9 +482,10 @@ class Controller:
         if champion is None:
             if action.state is State.PROMOTED:
                 register.promote(platform, release.model, challenger, approvals=self._approved())
+                self._require_unopposed()
                 self._serve(all_to(challenger, None))
             elif action.state in ENDED:
-                register.withdraw(platform, challenger, str(action.state))
+                self._take_away(challenger, action)
             return
         workload = self._workload()
         if action.state is State.APPROVED:
@@ -532,6 +533,17 @@ class Controller:
             register.restore(
                 self.platform, self.release.model, champion, reason=action.reason, key=self.release.id
             )
+        register.withdraw(self.platform, challenger, str(action.state))
+
+    def _take_away(self, challenger: ChampionRef, action: Enter) -> None:
+        """A first version is served no more, and nobody is champion: there is none to be put back."""
+        name = self.release.endpoint
+        found = next((one for one in self._endpoints.list_endpoints() if one["name"] == name), None)
+        served = {entity["name"] for entity in found["config"]["served_entities"]} if found else set()
+        if served == {entity_name(challenger)}:
+            self._endpoints.delete_endpoint(name)
+        model, key = self.release.model, self.release.id
+        register.retract(self.platform, model, challenger, reason=action.reason, key=key)
         register.withdraw(self.platform, challenger, str(action.state))
 
     def _serves_by_alias(self, challenger: ChampionRef) -> bool:

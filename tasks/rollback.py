@@ -24,12 +24,15 @@ CONTROLLER_SECONDS = 20.0
 
 
 class RollbackOutcome(Declared):
-    """Which version has the traffic again and which has left, and the seconds that the traffic took."""
+    """Which version has the traffic again and which has left, and the seconds that the traffic took.
+
+    `version` is None where a first version was withdrawn, and nothing is served.
+    """
 
     model: str
     endpoint: str
     left: str | None
-    version: str
+    version: str | None
     reason: str
     release: str | None
     seconds: float | None
@@ -41,6 +44,8 @@ def roll_back(
 ) -> RollbackOutcome:
     """End the release that is under way, or go back to the champion before this one, or to version `to`.
 
+    A first release has no champion before it: while it is under way it is withdrawn, and nothing is served.
+
     Raises:
         BadInputError: no reason is given, or there is nothing to go back to.
         PromotionRefusedError: `to` never was champion with its model file; nothing was changed.
@@ -50,7 +55,7 @@ def roll_back(
         raise BadInputError("say why, with --reason: it is what the ledger is asked about later")
     store = ReleaseStore(platform, loaded.name)
     release = store.newest()
-    if release is not None and (release.closed or release.champion is None):
+    if release is not None and (release.closed or (release.champion is None and release.ended)):
         release = None
     if release is not None and to in {None, release.champion and release.champion.version}:
         return _of_release(platform, loaded, store, release, reason)
@@ -64,21 +69,21 @@ def roll_back(
 def _of_release(
     platform: Platform, loaded: LoadedSpec, store: ReleaseStore, release: Release, reason: str
 ) -> RollbackOutcome:
-    """The release's own champion gets the traffic, and the release is ended by its controller, or by us."""
-    assert release.champion is not None
+    """The release's own champion gets the traffic, if it has one, and its controller ends the release, or we do."""
+    champion = release.champion
     store.leave_wish(release.id, "roll_back", reason=reason, who=platform.identity())
     seconds = None
     intended = release.intent.state if release.intent else None
-    if {release.state, intended} & {State.PROMOTED, *LIVE}:
+    if champion is not None and {release.state, intended} & {State.PROMOTED, *LIVE}:
         # A former champion that is not kept warm is served anew by the controller, below.
         with suppress(BadInputError):
-            seconds = platform.shift_traffic(release.endpoint, f"v{release.champion.version}")
+            seconds = platform.shift_traffic(release.endpoint, f"v{champion.version}")
     ended = _ended(platform, loaded, store, release)
     return RollbackOutcome(
         model=release.model,
         endpoint=release.endpoint,
         left=release.challenger.version,
-        version=release.champion.version,
+        version=champion.version if champion else None,
         reason=reason,
         release=release.id,
         seconds=seconds,
@@ -106,8 +111,8 @@ def _ended(platform: Platform, loaded: LoadedSpec, store: ReleaseStore, release:
             return release
         time.sleep(0.1)
     raise ContenderError(
-        f"{release.id}: the release has not ended after {CONTROLLER_SECONDS:g} s, though its traffic was given back; "
-        "end the process that controls it, if there is one, and run the same command again"
+        f"{release.id}: the release has not ended after {CONTROLLER_SECONDS:g} s; a champion that it had has the "
+        "traffic again; end the process that controls it, if there is one, and run the same command again"
     )
 
 

@@ -14,10 +14,12 @@ from prefect.exceptions import TerminationSignal
 
 from deployments.errors import BadInputError, ContenderError
 from flows.release import _carried_on, _Held, ended_together, viewed_by
+from flows.rollback import write_down
 from platforms.data_plane import LocalDataPlane
 from platforms.lock import BusyError
 from tasks import register, release_control, rollback
 from tasks.audit import audit_release
+from tasks.champion import NoChampionYet, standing_champion
 from tasks.decide import Observation
 from tasks.ledger import Ledger
 from tasks.register import PromotionRefusedError
@@ -93,6 +95,7 @@ class Knife:
             (Controller, "_serve"),
             (register, "promote"),
             (register, "restore"),
+            (register, "retract"),
             (register, "withdraw"),
         ):
             monkeypatch.setattr(owner, name, self.guarded(getattr(owner, name)))
@@ -399,6 +402,94 @@ def test_a_rollback_that_nobody_ends_says_so_after_a_while(served, observed, mon
         roll_back(served.platform, served.loaded, reason="because")
 
     assert served.shares == {"v1": 100}
+
+
+@pytest.fixture
+def first(line):
+    """The line before it had a champion: nothing is served, and version 2 is proposed."""
+    client = Tracking(line.platform).client
+    client.delete_registered_model_tag("small", f"{TAG}promoted")
+    client.delete_registered_model_alias("small", "champion")
+    return line
+
+
+def endpoints(line):
+    return [found["name"] for found in line.platform.endpoints.list_endpoints()]
+
+
+def test_a_first_release_whose_scorer_does_not_start_can_be_withdrawn(first, observed, monkeypatch):
+    serve = Controller._serve
+
+    def never_ready(control, config, **how):
+        serve(control, config, **how)
+        raise BadInputError("v2 is not ready after 180 s")
+
+    monkeypatch.setattr(Controller, "_serve", never_ready)
+    for _ in range(2):
+        with pytest.raises(BadInputError, match="not ready"):
+            carry_on(first)
+    assert first.aliases["champion"] == "2"
+
+    back = roll_back(first.platform, first.loaded, reason="it does not start")
+
+    ended = first.releases.newest()
+    assert (back.version, back.left) == (None, "2")
+    assert (ended.state, ended.intent) == (State.ROLLED_BACK, None)
+    assert "it does not start" in ended.history[-1].reason
+    assert (endpoints(first), first.aliases) == ([], {})
+    assert standing_champion(first.platform, "small") == NoChampionYet()
+    assert audit_release(first.platform, "small", ended.id) == []
+    assert write_down(first.platform, back) == ()
+    with pytest.raises(PromotionRefusedError, match="never was champion"):
+        roll_back(first.platform, first.loaded, reason="because", to="2")
+    monkeypatch.setattr(Controller, "_serve", serve)
+    assert carry_on(first, "2").state is State.PROMOTED
+    assert (endpoints(first), first.aliases) == (["small"], {"champion": "2"})
+
+
+def test_a_first_release_that_is_only_proposed_can_be_withdrawn(first, observed):
+    observed[State.PROPOSED] = {"approvals": Verdict.INCONCLUSIVE}
+    with controlled(first.platform, first.loaded) as control:
+        control.step()
+
+    back = roll_back(first.platform, first.loaded, reason="a change of mind")
+
+    assert (back.version, back.left) == (None, "2")
+    assert first.releases.newest().state is State.REJECTED
+    assert (endpoints(first), first.aliases) == ([], {})
+
+
+@pytest.mark.slow
+def test_a_first_release_withdrawn_and_killed_before_every_write_is_withdrawn_by_the_next(
+    first, observed, monkeypatch
+):
+    knife = Knife(monkeypatch)
+    promote = register.promote
+
+    def stuck(*given, **named):
+        promote(*given, **named)
+        raise BadInputError("v2 is not ready after 180 s")
+
+    for at in range(1, 30):
+        with monkeypatch.context() as patched, suppress(BadInputError):
+            patched.setattr(register, "promote", stuck)
+            carry_on(first, "2")
+        knife.cut(at)
+        with suppress(KilledError):
+            roll_back(first.platform, first.loaded, reason="it does not start")
+        done = knife.writes < at
+        knife.cut(None)
+        if first.releases.newest().state is not State.ROLLED_BACK:
+            roll_back(first.platform, first.loaded, reason="it does not start")
+
+        newest = first.releases.newest()
+        assert (newest.state, newest.intent) == (State.ROLLED_BACK, None), at
+        assert (endpoints(first), first.aliases) == ([], {}), at
+        assert audit_release(first.platform, "small", newest.id) == [], at
+        if done:
+            break
+
+    assert at > 5
 
 
 def test_a_rollback_wants_a_reason_and_something_to_go_back_to(served):
