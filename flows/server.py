@@ -22,7 +22,10 @@ from urllib.request import urlopen
 from deployments.environment import home
 from deployments.errors import ContenderError
 from flows.database import without_database
-from flows.keeper import kept
+from flows.keeper import Kept, kept, logs
+
+KEPT_SECONDS = 60.0
+"""How long a server that is kept may be away: its keeper starts one that died again."""
 
 
 def empty_database() -> Path:
@@ -130,16 +133,38 @@ class OwnServer:
             self._process.wait()
 
 
+def _standing() -> Kept | None:
+    """The server that is kept, once it answers; None where none is.
+
+    Raises:
+        ContenderError: it does not answer within `KEPT_SECONDS`.
+    """
+    deadline = time.monotonic() + KEPT_SECONDS
+    while (standing := kept(home())) is not None:
+        if standing.healthy():
+            return standing
+        if time.monotonic() > deadline:
+            raise ContenderError(
+                f"the Prefect server at {standing.url} is kept here, and does not answer; {logs(home())} says why. "
+                "Without it: `python -m flows.run prefect down` first"
+            )
+        time.sleep(0.5)
+    return None
+
+
 @contextmanager
 def served(opened: Callable[[bool], None]) -> Iterator[None]:
     """Within it, flows have a server: the one that PREFECT_API_URL names, or `prefect up` keeps, or one of their own.
 
     `opened` checks what has to be right first. It is told whether one of their own starts meanwhile, so that there is
     time for more.
+
+    Raises:
+        ContenderError: a server is kept, and does not answer; one more on its database would see its own events alone.
     """
     if not os.environ.get("PREFECT_API_URL"):
-        standing = kept(home())
-        if standing is not None and standing.healthy():
+        standing = _standing()
+        if standing is not None:
             os.environ["PREFECT_API_URL"] = standing.url
     if os.environ.get("PREFECT_API_URL"):
         opened(False)

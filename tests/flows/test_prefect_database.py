@@ -1,5 +1,6 @@
 """Which database a Prefect server is kept in, what is said when it cannot be, and a deployed flow on PostgreSQL."""
 
+import fcntl
 import json
 import os
 import socket
@@ -13,8 +14,8 @@ import pytest
 
 from benchmarks.orchestration_load import Kept, complaints, deploy, run_all
 from benchmarks.postgresql import LackingError, postgresql
-from deployments.errors import BadInputError
-from flows import keeper
+from deployments.errors import BadInputError, ContenderError
+from flows import keeper, server
 from flows.database import chosen_database, without_database
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,23 @@ def prefect(*command, **environment):
         check=False,
     )
     return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_no_second_server_is_begun_on_the_database_of_one_that_is_kept_and_does_not_answer(
+    prefect_home, monkeypatch
+):
+    monkeypatch.setattr(server, "KEPT_SECONDS", 0.1)
+    prefect_home.mkdir(parents=True)
+    kept = {"pid": os.getpid(), "port": free_port(), "pool": "contender-dev"}
+
+    with (prefect_home / "keeper.json").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(json.dumps(kept))
+        lock.flush()
+        with pytest.raises(ContenderError, match="is kept here, and does not answer"), server.served(print):
+            """Nothing runs."""
+
+    assert not (prefect_home / "server.log").exists()
 
 
 @pytest.mark.slow
