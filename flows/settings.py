@@ -10,7 +10,7 @@ from deployments.errors import BadInputError
 
 
 def settle(verbose: bool = False) -> None:
-    """Set what is not set yet; what the user's environment says stays.
+    """Set what is not set yet, beside what `flows` itself sets; what the user's environment says stays.
 
     Prefect's database is kept in a folder of this project's own, since another version's cannot be read.
 
@@ -18,10 +18,6 @@ def settle(verbose: bool = False) -> None:
         BadInputError: that folder cannot be made.
     """
     chosen = {
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "MLFLOW_LOGGING_LEVEL": "DEBUG" if verbose else "ERROR",
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if verbose else "CRITICAL",
