@@ -272,7 +272,11 @@ def _spec(name: str) -> dict[str, Any]:
         },
         "evaluation": {"metrics": ["roc_auc"], "bootstrap": 200},
         "gates": [{"kind": "metric", "metric": "roc_auc", "min": 0.7}],
-        "monitoring": {"drift": {"needed": 1, "windows": 1}, "service": {"p95_milliseconds": 1000}},
+        "monitoring": {
+            # The holdout, with which answers are compared, has 150 rows.
+            "drift": {"needed": 1, "windows": 1, "minimum_rows": 100},
+            "service": {"p95_milliseconds": 1000},
+        },
     }
 
 
@@ -296,6 +300,7 @@ def _champion_like(trained: str, name: str, spec: Path, environment: str) -> Non
     from platforms import platform_for
     from tasks.champion import CHAMPION, ChampionRef, standing_champion
     from tasks.tracking import TAG, Tracking
+    from tasks.unlearned import FILE
 
     platform = platform_for(load_environment(environment))
     first = standing_champion(platform, trained)
@@ -305,7 +310,7 @@ def _champion_like(trained: str, name: str, spec: Path, environment: str) -> Non
     run = tracking.create_run(tracking.experiment(name), name, {})
     with tempfile.TemporaryDirectory() as documents:
         for item in client.list_artifacts(first.run_id):
-            if not item.is_dir and item.path.endswith((".json", ".yaml")):
+            if not item.is_dir and item.path.endswith((".json", ".yaml", FILE)):
                 client.download_artifacts(first.run_id, item.path, documents)
         outcome = Path(documents) / "outcome.json"
         outcome.write_text(outcome.read_text(encoding="utf-8").replace(first.run_id, run), encoding="utf-8")
