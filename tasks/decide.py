@@ -23,6 +23,7 @@ __all__ = [
     "Wait",
     "decide",
     "stages",
+    "taken_up",
 ]
 
 MOST_ATTEMPTS = 3
@@ -152,6 +153,34 @@ def decide(plan: ReleasePlan, record: Release, seen: Observation, now: datetime)
     if record.state in LIVE:
         return _live(plan, record, seen, now)
     return _before(plan, record, seen, now)
+
+
+def taken_up(plan: ReleasePlan, record: Release, seen: Observation, now: datetime) -> Action:
+    """What becomes of a transition that was decided, and cut short before it was in effect.
+
+    What its decision had seen stands; what allows to go forward is asked anew, since it may be days later. What is not
+    known waits. What is not allowed any more begins the state before anew, which waits as it always does; a promotion,
+    which may be half made, is ended instead.
+    """
+    intent = record.intent
+    assert intent is not None
+    again = Enter(intent.state, f"{intent.reason} (taken up again)", intent.step, again=True)
+    if intent.state not in {*LIVE, State.PROMOTED}:
+        return again
+    if seen.champion_stands is False:
+        return _ended(record, seen.changed or "the champion or the challenger is another now")
+    if seen.approvals is Verdict.FAIL:
+        return _ended(record, f"refused: {'; '.join(seen.approvals_missing) or 'by an approver'}")
+    if seen.unavailable or seen.champion_stands is None:
+        return Wait(seen.unavailable or "it is not known whether the champion still stands")
+    forbidden = _not_allowed(plan, seen, now)
+    if not forbidden:
+        return again
+    if intent.state is State.PROMOTED:
+        return _ended(record, f"its promotion was cut short, and is not allowed now: {forbidden}")
+    if record.state in LIVE:
+        return _live(plan, record, Observation(at=seen.at, ready=True, lease_lapsed=True), now)
+    return Enter(record.state, forbidden, record.step, again=True)
 
 
 def _ended(record: Release, reason: str) -> Enter:

@@ -30,7 +30,7 @@ from tasks.champion import (
     standing_champion,
     version_ref,
 )
-from tasks.decide import Action, Close, Enter, Hold, Observation, Stage, decide, stages
+from tasks.decide import Action, Close, Enter, Hold, Observation, Stage, Wait, decide, stages, taken_up
 from tasks.evaluate import Evaluation
 from tasks.labels import labels_for
 from tasks.register import PromotionRefusedError
@@ -140,8 +140,9 @@ class Controller:
 
     def step(self) -> Action:
         """Observe once, and do what that decides; what was cut short is taken up first."""
-        if not self._repaired:
-            self._take_up()
+        waits = None if self._repaired else self._take_up()
+        if waits is not None:
+            return waits
         now = datetime.now(UTC)
         self._renew(now)
         seen = self.last = self.observe()
@@ -171,9 +172,11 @@ class Controller:
 
     # Taking up what was cut short
 
-    def _take_up(self) -> None:
-        """Make true what a controller that died left half done; a stage with traffic begins anew."""
-        self._repaired = True
+    def _take_up(self) -> Wait | None:
+        """Make true what a controller that died left half done; a stage with traffic begins anew.
+
+        What it waits for where it cannot be told yet whether that still is allowed; nothing is changed then.
+        """
         intent, release, wish = self.release.intent, self.release, self._wish()
         reached = {release.state, intent.state if intent else None}
         if wish.get("wish") == "roll_back" and reached & {*LIVE, State.PROMOTED} and not release.ended:
@@ -181,12 +184,31 @@ class Controller:
             self._enter(Enter(State.ROLLED_BACK, reason, release.step), Observation(at=datetime.now(UTC)))
         elif intent is not None:
             same = intent.state is release.state and intent.step == release.step
-            reason = f"{intent.reason} (taken up again)"
-            taken = self._lost() if same else Enter(intent.state, reason, intent.step, again=True)
+            taken = self._lost() if same else self._taken_up()
+            if isinstance(taken, Wait):
+                return taken
             self._enter(taken, Observation(at=intent.observed))
         elif release.state in LIVE:
             self._take_in(None)
             self._enter(self._lost(), Observation(at=datetime.now(UTC)))
+        self._repaired = True
+        return None
+
+    def _taken_up(self) -> Enter | Wait:
+        """What `taken_up` says of the intent, as registry and approvals are now."""
+        self._ask()
+        known, now = self._known, datetime.now(UTC)
+        seen = self.last = Observation(
+            at=now,
+            approvals=known.approvals,
+            approvals_missing=known.missing,
+            champion_stands=known.champion_stands,
+            changed=known.changed,
+            unavailable=known.unavailable,
+        )
+        action = taken_up(self.release.plan, self.release, seen, now)
+        assert isinstance(action, Enter | Wait)
+        return action
 
     def _lost(self) -> Enter:
         """What `decide` makes of a stage whose controller was lost, or whose lease lapsed."""
@@ -290,10 +312,14 @@ class Controller:
         """Whether champion and challenger are still those that the release began with; what is not."""
         release = self.release
         standing = standing_champion(self.platform, release.model)
-        expected = release.challenger if release.state is State.PROMOTED else release.champion
         if isinstance(standing, ChampionMissing):
             return False, standing.reason
         found = None if isinstance(standing, NoChampionYet) else standing
+        promoted = release.state is State.PROMOTED
+        if release.intent is not None and release.intent.state is State.PROMOTED:
+            # A promotion that was cut short may have moved the alias, or not.
+            promoted = found is not None and found.version == release.challenger.version
+        expected = release.challenger if promoted else release.champion
         if (found and (found.version, found.digest)) != (expected and (expected.version, expected.digest)):
             return False, f"{f'version {found.version}' if found else 'nothing'} is champion now"
         ours = version_ref(self.platform, release.model, release.challenger.version)
@@ -499,13 +525,18 @@ class Controller:
             self._put_back(champion, challenger, former, action, workload)
 
     def _promote(self, challenger: ChampionRef, champion: ChampionRef, workload: str | None) -> None:
-        """All traffic under a lease, then the aliases, then the lease goes: killed between, the champion is back."""
-        release = self.release
+        """All traffic under a lease, then the aliases, then the lease goes: killed between, the champion is back.
+
+        Raises:
+            PromotionRefusedError: approvals are missing by now, in which case nobody was sent anywhere, or the registry
+                refuses it, or a person wants it back.
+        """
+        release, approved = self.release, self._approved()
         kept = champion if release.plan.rollback_hours else None
         if release.plan.looks:
             self._require_unopposed()
             self._serve(self._leased(challenger, champion, workload))
-        register.promote(self.platform, release.model, challenger, approvals=self._approved())
+        register.promote(self.platform, release.model, challenger, approvals=approved)
         self._require_unopposed()
         self._serve(all_to(challenger, workload, warm=kept))
 

@@ -7,12 +7,13 @@ would be observed of traffic is given. What real traffic does is in test_release
 import multiprocessing
 import threading
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from prefect.exceptions import TerminationSignal
 
 from deployments.errors import BadInputError, ContenderError
+from deployments.release import ChangeWindow
 from flows.release import _carried_on, _Held, ended_together, viewed_by
 from flows.rollback import write_down
 from platforms.data_plane import LocalDataPlane
@@ -490,6 +491,58 @@ def test_a_first_release_withdrawn_and_killed_before_every_write_is_withdrawn_by
             break
 
     assert at > 5
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_promotion_that_was_cut_short_is_not_made_in_a_closed_change_window(
+    served, observed, monkeypatch, moved
+):
+    promote = register.promote
+
+    def killed(*given, **named):
+        if moved:
+            promote(*given, **named)
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(register, "promote", killed)
+        with pytest.raises(KilledError):
+            carry_on(served)
+    newest = served.releases.newest()
+    tomorrow = f"{datetime.now(UTC) + timedelta(days=1):%a}".lower()
+    closed = newest.plan.model_copy(update={"change_windows": (ChangeWindow(days=(tomorrow,)),)})
+    served.releases.save(newest.model_copy(update={"plan": closed}))
+
+    ended = carry_on(served)
+
+    assert ended.state is State.ROLLED_BACK
+    assert "the change window is closed" in ended.history[-1].reason
+    assert (served.shares, served.aliases["champion"]) == ({"v1": 100}, "1")
+    assert audit_release(served.platform, "small", ended.id) == []
+
+
+def test_approvals_that_are_gone_when_it_is_promoted_send_no_caller_to_the_challenger(
+    served, observed, monkeypatch
+):
+    given, serve = [], Controller._serve
+
+    def serving(control, config, **how):
+        given.append(
+            {r["served_entity_name"]: r["traffic_percentage"] for r in config["traffic_config"]["routes"]}
+        )
+        serve(control, config, **how)
+
+    def expired(_):
+        raise PromotionRefusedError("the approval has expired")
+
+    monkeypatch.setattr(Controller, "_serve", serving)
+    monkeypatch.setattr(Controller, "_approved", expired)
+
+    release = carry_on(served)
+
+    assert release.state is State.ROLLED_BACK
+    assert "the approval has expired" in release.history[-1].reason
+    assert max(shares.get("v2", 0) for shares in given) < 100
 
 
 def test_a_rollback_wants_a_reason_and_something_to_go_back_to(served):

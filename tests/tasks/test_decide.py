@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 
 from deployments.release import ChangeWindow, ReleasePlan, Shadow, Step
 from tasks.champion import ChampionRef
-from tasks.decide import MOST_ATTEMPTS, Close, Enter, Hold, Observation, Wait, decide, stages
-from tasks.release_record import LIVE, Release, State
+from tasks.decide import (
+    MOST_ATTEMPTS,
+    Close,
+    Enter,
+    Hold,
+    Observation,
+    Wait,
+    decide,
+    stages,
+    taken_up,
+)
+from tasks.release_record import LIVE, Release, State, Transition
 from tasks.verdict import Verdict
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -318,3 +328,62 @@ def test_no_sequence_gets_stuck(plan, seen):
 def test_an_ended_release_stays_as_it_is():
     for state in (State.ROLLED_BACK, State.REJECTED):
         assert isinstance(decide(PLAN, release(state=state), replace(GOOD, wish="roll_back"), LATER), Wait)
+
+
+# What was cut short -----------------------------------------------------------------------------------------
+
+CLOSED = PLAN.model_copy(update={"change_windows": (ChangeWindow(days=("sat",)),)})
+
+
+def cut_short(state, intended, plan=PLAN, **changes):
+    """A release in one state whose way into another was decided, and never confirmed."""
+    step = changes.pop("to_step", 0)
+    intent = Transition(state=intended, step=step, reason="all tests passed", observed=NOW, at=NOW)
+    return release(plan, state=state, intent=intent, **changes)
+
+
+def test_a_transition_that_was_cut_short_is_made_where_it_still_is_allowed():
+    step = taken_up(PLAN, cut_short(State.CANARY, State.CANARY, to_step=1), GOOD, LATER)
+    promotion = taken_up(PLAN, cut_short(State.CANARY, State.PROMOTED), GOOD, LATER)
+
+    assert (step.state, step.step) == (State.CANARY, 1)
+    assert promotion.state is State.PROMOTED
+    assert "taken up again" in step.reason
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        replace(GOOD, approvals=Verdict.INCONCLUSIVE, approvals_missing=("owner's has expired",)),
+        replace(GOOD, approvals=Verdict.FAIL),
+        replace(GOOD, champion_stands=False, changed="version 3 is champion now"),
+    ],
+)
+def test_a_promotion_that_was_cut_short_is_ended_where_it_is_not_allowed_any_more(seen):
+    action = taken_up(PLAN, cut_short(State.CANARY, State.PROMOTED, step=1), seen, LATER)
+
+    assert (action.state, action.step) == (State.ROLLED_BACK, 1)
+
+
+def test_what_was_cut_short_does_not_go_forward_in_a_closed_change_window():
+    promotion = taken_up(CLOSED, cut_short(State.CANARY, State.PROMOTED, CLOSED), GOOD, LATER)
+    step = taken_up(CLOSED, cut_short(State.SHADOW, State.CANARY, CLOSED), GOOD, LATER)
+    begins = taken_up(CLOSED, cut_short(State.APPROVED, State.SHADOW, CLOSED), GOOD, LATER)
+
+    assert promotion.state is State.ROLLED_BACK
+    assert "the change window is closed" in promotion.reason
+    assert (step.state, step.again) == (State.SHADOW, True)
+    assert (begins.state, begins.again) == (State.APPROVED, True)
+
+
+@pytest.mark.parametrize("seen", [replace(GOOD, unavailable="no route"), replace(GOOD, champion_stands=None)])
+def test_what_was_cut_short_waits_while_it_is_not_known_whether_it_is_allowed(seen):
+    assert isinstance(taken_up(PLAN, cut_short(State.CANARY, State.PROMOTED), seen, LATER), Wait)
+
+
+def test_the_way_back_that_was_cut_short_asks_nobody():
+    record = cut_short(State.CANARY, State.ROLLED_BACK)
+
+    action = taken_up(PLAN, record, Observation(at=NOW), LATER)
+
+    assert action.state is State.ROLLED_BACK
