@@ -124,11 +124,14 @@ def _noted(path: Path) -> Kept | None:
         return None
 
 
-def begin(home: Path, port: int, pool: str, database: Database) -> Kept:
+def begin(home: Path, port: int, pool: str, database: Database, at_once: int | None = None) -> Kept:
     """Start the keeper unless it is up, and return once its server answers.
 
+    `at_once` is how many runs its worker is to have at a time; None where nobody minds.
+
     Raises:
-        BadInputError: it is up on another port, for another pool or with another database, or the port is taken.
+        BadInputError: it is up on another port, for another pool, with another database or for another number of
+            runs, or the port is taken.
         ContenderError: it did not start; says why and where to look.
     """
     standing = kept(home)
@@ -139,6 +142,12 @@ def begin(home: Path, port: int, pool: str, database: Database) -> Kept:
             raise BadInputError(
                 f"a Prefect server is up on port {standing.port} with a worker of {standing.pool}{kept_in}; "
                 "run `python -m flows.run prefect down` first"
+            )
+        running = _worker_wanted(home)
+        if at_once is not None and running not in {"", str(at_once)}:
+            raise BadInputError(
+                f"the worker of {pool} is up for {running} runs at a time, and would end them to take another "
+                "number; run `python -m flows.run prefect down` first"
             )
         return standing
     _want_free(home, port)
@@ -363,7 +372,9 @@ def _taken(lock: IO[str]) -> bool:
 
 
 def begin_worker(home: Path, at_once: int = RUNS_AT_ONCE) -> None:
-    """Have the keeper start its worker, whose pool stands by now, for so many runs at a time."""
+    """Have the keeper start its worker, whose pool stands by now, for so many runs at a time, unless it is up."""
+    if _worker_wanted(home):
+        return
     staged = logs(home) / "worker.partial"
     staged.write_text(str(at_once))
     staged.replace(logs(home) / "worker.wanted")

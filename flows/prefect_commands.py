@@ -35,7 +35,7 @@ def prefect_up(
             "--at-once",
             min=1,
             help="How many runs the worker has under way at a time; by default four for each processor, and at "
-            "least eight. The others wait.",
+            "least eight. The others wait. A worker that is up keeps its number.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -55,7 +55,7 @@ def prefect_up(
     with console.waiting("starting the Prefect server"):
         if keeper.kept(home()) is None:
             check_database(chosen)
-        standing = keeper.begin(home(), port, environment.pool, chosen)
+        standing = keeper.begin(home(), port, environment.pool, chosen, at_once)
     if last is not None and last.database not in {"", standing.database}:
         console.out.print(
             f"The server before this one kept its data in {last.database}; what it knows is still there.",
@@ -89,7 +89,7 @@ def prefect_up(
 
 @prefect_app.command("down")
 def prefect_down(as_json: JsonOption = False) -> None:
-    """End server and worker; what they know stays."""
+    """End the runs under way, which have half a minute, then worker and server; what they know stays."""
     from deployments.environment import home
     from flows import console, keeper
 

@@ -86,6 +86,13 @@ def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_runni
     deployed = asked("POST", f"{address}/deployments/filter")
     wanted = [one["name"] for one in declared["deployments"] if one["name"].endswith("-dev")]
     assert sorted(item["name"] for item in deployed) == sorted(wanted)
+    (watching,) = [
+        one
+        for one in asked("POST", f"{address}/automations/filter")
+        if one["actions"][0]["type"] == "change-flow-run-state"
+    ]
+    assert (watching["enabled"], watching["actions"][0]["state"]) == (True, "CRASHED")
+    assert "prefect.flow-run.Suspended" in watching["trigger"]["expect"]
     by_flow = {item["entrypoint"]: item for item in deployed if item["name"] == "churn-dev"}
     train = by_flow["flows/train.py:train"]
     parameters = train["parameter_openapi_schema"]["properties"]
@@ -169,3 +176,5 @@ def assert_kept(server):
     assert "a worker of contender-dev" in said.replace("\n", " ")
     code, said = server.run("prefect", "up", "--port", str(free_port()))
     assert (code, f"up on port {port}" in said.replace("\n", " ")) == (2, True)
+    code, said = server.run("prefect", "up", "--port", str(port), "--at-once", "99")
+    assert (code, "runs at a time" in said.replace("\n", " ")) == (2, True)
