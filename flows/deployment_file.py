@@ -52,7 +52,8 @@ _FLOWS = (
         "transfer", lambda _, env: env.takes_from is not None, lambda env: {"from_env": env.takes_from}
     ),
     _Deployed("promote", lambda loaded, env: _everywhere(loaded, env) and not env.approvals),
-    # Queued: Prefect holds a killed run's place for up to five minutes, and the next must not be lost to that.
+    # Queued: Prefect holds a killed run's place until its lease of five minutes is over, counted while a server runs,
+    # and the next must not be lost to that.
     _Deployed("release", _everywhere),
     _Deployed("rollback", _everywhere, lambda _: {"reason": ""}, alone=None),
     _Deployed("score", _everywhere, alone=None),
