@@ -7,7 +7,7 @@ between the two is seen by whoever reads the record next.
 import json
 import os
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -175,9 +175,29 @@ class ReleaseStore:
         return sorted((self.load(name) for name in names), key=lambda release: (release.begun, release.id))
 
     def newest(self) -> Release | None:
-        """The release that was begun last."""
-        found = self.all()
-        return found[-1] if found else None
+        """The release that was begun last; the records of those before it need not be readable any more.
+
+        Raises:
+            BadInputError: its record is none any more.
+        """
+        names = [path.parent.name for path in self._folder.glob("*/release.json")]
+        return self.load(max(names, key=self._begun)) if names else None
+
+    def _begun(self, release: str) -> tuple[datetime, str]:
+        """When a release was begun: by its record, or by its name where that cannot be read.
+
+        One that neither tells counts as the newest, so that it is looked at.
+        """
+        try:
+            found = json.loads((self.folder(release) / "release.json").read_bytes())
+            return datetime.fromisoformat(found["begun"]).astimezone(UTC), release
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        try:
+            named = datetime.strptime(release.rpartition("-")[2], "%Y%m%dt%H%M%S%f").replace(tzinfo=UTC)
+        except ValueError:
+            named = datetime.max.replace(tzinfo=UTC)
+        return named, release
 
     def leave_wish(self, release: str, wish: Wish, *, reason: str, who: str) -> None:
         """Leave what a person asks for where the controller of a release finds it at its next look."""
