@@ -416,10 +416,12 @@ class Controller:
         since = release.entered + timedelta(seconds=SETTLING_SECONDS)
         state, step, until = release.state, release.step, None
         if self._watches:
-            # Copies of all requests, if there were any, tell more than the shares of the last step.
-            entered = [past for past in release.history if past.state in LIVE]
-            chosen = next((past for past in entered if past.state is State.SHADOW), entered[-1])
-            after = release.history[release.history.index(chosen) + 1]
+            # Copies of all requests, if there were any, tell more than the shares of the last step; of a stage that was
+            # begun anew the last time counts, which is the one that it passed.
+            entered = [place for place, past in enumerate(release.history) if past.state in LIVE]
+            shadows = [place for place in entered if release.history[place].state is State.SHADOW]
+            place = (shadows or entered)[-1]
+            chosen, after = release.history[place], release.history[place + 1]
             assert chosen.effective is not None
             state, step, since, until = chosen.state, chosen.step, chosen.effective, after.at
         stage = next(one for one in stages(plan) if (one.state, one.step) == (state, step))

@@ -545,6 +545,24 @@ def test_approvals_that_are_gone_when_it_is_promoted_send_no_caller_to_the_chall
     assert max(shares.get("v2", 0) for shares in given) < 100
 
 
+def test_labels_that_come_late_are_held_against_the_last_shadow_not_one_that_was_cut_short(served, observed):
+    quality = {"loss": "zero_one", "effect": 0.5, "tolerated": 0.05, "minimum_labels": 30}
+    document = served.loaded.spec.release.model_dump(mode="json")["analysis"]
+    served.plan(analysis=document | {"quality": quality})
+    with controlled(served.platform, served.loaded) as control:
+        while control.release.state is not State.SHADOW:
+            control.step()
+    carry_on(served)
+
+    with controlled(served.platform, served.loaded, old=True) as control:
+        eyes = control._opened()
+        history = control.release.history
+
+    first, last = (past for past in history if past.state is State.SHADOW)
+    assert first.effective < last.effective == eyes.since
+    assert eyes.until == history[history.index(last) + 1].at
+
+
 def test_a_rollback_wants_a_reason_and_something_to_go_back_to(served):
     with pytest.raises(Exception, match="say why"):
         roll_back(served.platform, served.loaded, reason=" ")
