@@ -70,8 +70,9 @@ def test_a_run_in_a_container_finds_the_project_where_the_image_has_it(tmp_path)
     boxed = {"name": "boxed", "platform": {"kind": "local", "data_root": "boxed"}}
     file.write_text(yaml.safe_dump(boxed | {"work_pool": {"kind": "docker", "directory": "/srv/line"}}))
 
-    made = list(_deployments(load_spec("churn"), load_environment(str(file))))
-    here = list(_deployments(load_spec("churn"), environment("process")))
+    there, local = load_environment(str(file)), environment("process")
+    made = list(_deployments(load_spec("churn"), there, [there]))
+    here = list(_deployments(load_spec("churn"), local, [local]))
 
     (step,) = made[0]["pull"]
     assert list(step.values()) == [{"directory": "/srv/line"}]
