@@ -296,6 +296,8 @@ def audit_verify(env: EnvOption = "dev", as_json: JsonOption = False) -> None:
     else:
         for problem in found.problems:
             console.show_error(problem)
+        for change in found.changes:
+            console.out.print(change, style="yellow", markup=False, soft_wrap=True)
         if not found.problems:
             console.out.print(
                 f"[bold green]ok[/] {found.entries:,} ledger entries, {found.bundles:,} evidence bundles, "

@@ -534,7 +534,7 @@ def _refusal(signed: SignedApproval, case: _Case, now: datetime) -> str:
     approver = next((one for one in environment.approvers if one.name == said.approver), None)
     if approver is None:
         return f"{said.approver} is no approver of environment {environment.name!r}"
-    if not _signed_by(approver, signed):
+    if not signed_by(approver, signed):
         return f"the signature is not one by the key of {approver.name}, or what was signed has been changed"
     if not approver.valid(now):
         return f"{approver.name} may approve no more (since {_moment(approver.valid_until)})"
@@ -549,7 +549,8 @@ def _refusal(signed: SignedApproval, case: _Case, now: datetime) -> str:
     )
 
 
-def _signed_by(approver: Approver, signed: SignedApproval) -> bool:
+def signed_by(approver: Approver, signed: SignedApproval) -> bool:
+    """Whether the signature is one of just this approval by the approver's key."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 

@@ -12,8 +12,10 @@ from typing import Any
 from deployments.declared import Declared
 from deployments.errors import BadInputError
 from platforms.platform import Platform
+from tasks.demands import changes
 from tasks.evidence import LEDGER_HEAD, bundles, verify_bundle
 from tasks.ledger import GENESIS, Entry, LedgerError
+from tasks.promotion_audit import promotion_problems
 from tasks.register import ledger_of
 from tasks.release_record import Release, ReleaseStore, State, Transition
 
@@ -32,16 +34,20 @@ _TRIES = 3
 
 
 class Audit(Declared):
-    """What was looked at, how much of it, and each thing that is wrong."""
+    """What was looked at, how much of it, and each thing that is wrong.
+
+    `changes` are allowed, and to be known: how the demands that promotions are made by changed.
+    """
 
     entries: int
     bundles: int
     releases: int
     problems: tuple[str, ...]
+    changes: tuple[str, ...] = ()
 
 
 def audit(platform: Platform) -> Audit:
-    """Check the ledger's chain, every evidence bundle, and every release record against the ledger."""
+    """Check the ledger's chain, the approvals of every promotion, every evidence bundle, and every release record."""
     verification = ledger_of(platform).verify()
     problems = [f"ledger: {problem}" for problem in verification.problems]
     folders = bundles(platform)
@@ -49,11 +55,17 @@ def audit(platform: Platform) -> Audit:
         problems += [f"{folder}: {problem}" for problem in verify_bundle(platform, folder)]
     problems += _rewritten(platform, folders)
     releases, found = _releases(platform)
+    try:
+        entries = list(ledger_of(platform).entries())
+    except LedgerError:
+        entries = []
+    problems += promotion_problems(entries, platform.environment.name)
     return Audit(
         entries=verification.entries,
         bundles=len(folders),
         releases=releases,
         problems=(*problems, *found),
+        changes=tuple(changes(entries)),
     )
 
 

@@ -30,6 +30,7 @@ from tasks.champion import (
     version_ref,
 )
 from tasks.code_version import ROOT
+from tasks.demands import pin
 from tasks.gate import GateReport, GateResult
 from tasks.ledger import Entry, Ledger
 from tasks.tracking import TAG, Tracking
@@ -331,7 +332,10 @@ def _promote(platform: Platform, model: str, ref: ChampionRef, approvals: Sequen
     if last is None or last.subject != _subject(ref) or before != ref.version:
         # Named by the promotion it follows: a crash and a second try are one step, going back and forth is not.
         step = f"{_subject(ref)}/{ref.digest[:16]}/{last.seq if last else 0}"
-        details = {"version": ref.version, "model_digest": ref.digest, "replaces": before}
+        details = {"version": ref.version, "model_digest": ref.digest, "replaces": before} | {
+            "approvals": list(approvals)
+        }
+        pin(ledger, platform.environment, actor=platform.identity())
         begun = _begun(history, f"promotion/{step}") or ledger.append(
             "promotion.started",
             model=model,

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from platforms.platform import Platform
+from tasks.demands import pin
 from tasks.register import ledger_of
 from tasks.release_record import Release, State, Transition
 
@@ -12,7 +13,11 @@ __all__ = ["write_entry", "write_start", "write_transition"]
 
 
 def write_start(platform: Platform, release: Release) -> None:
-    """The ledger's first entry of a release; one that was killed before it has it written by the next."""
+    """The ledger's first entry of a release, after what its environment demands.
+
+    One that was killed before it has it written by the next.
+    """
+    pin(ledger_of(platform), platform.environment, actor=platform.identity())
     replaces = release.champion.version if release.champion else None
     write_entry(platform, release, "release.started", {"replaces": replaces})
 

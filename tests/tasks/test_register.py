@@ -75,7 +75,7 @@ def tag(line, version, name):
 
 
 def events(line):
-    return [(entry.event, entry.subject) for entry in ledger_of(line.platform).entries()]
+    return [(entry.event, entry.subject) for entry in ledger_of(line.platform).entries(MODEL)]
 
 
 def state(line):
