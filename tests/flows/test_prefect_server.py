@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -78,7 +79,9 @@ def server(tmp_path, home):
         assert made.run("prefect", "down")[0] == 0
 
 
-def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_running(server, make_model):
+def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_running(
+    server, make_model, tmp_path
+):
     address = server.address
     model = str(make_model("binary", one_candidate))
     declared = yaml.safe_load((ROOT / "prefect.yaml").read_text())
@@ -142,6 +145,7 @@ def test_one_command_deploys_everything_which_runs_on_schedule_and_is_kept_runni
     gates = json.loads(kept["dev-binary-model-gates"]["data"])
     assert {row["verdict"] for row in gates} == {"pass"}
     assert_kept(server)
+    assert_runs_end_first(server, tmp_path)
 
 
 def one_candidate(spec):
@@ -178,3 +182,46 @@ def assert_kept(server):
     assert (code, f"up on port {port}" in said.replace("\n", " ")) == (2, True)
     code, said = server.run("prefect", "up", "--port", str(port), "--at-once", "99")
     assert (code, "runs at a time" in said.replace("\n", " ")) == (2, True)
+
+
+SLOW_FLOW = """
+import time
+from pathlib import Path
+from prefect import flow
+from prefect.exceptions import TerminationSignal
+
+@flow
+def slow():
+    try:
+        (Path(__file__).parent / "begun").touch()
+        time.sleep(300)
+    except TerminationSignal:
+        (Path(__file__).parent / "put back").touch()
+        raise
+"""
+
+
+def assert_runs_end_first(server, folder):
+    """A run under way when all is ended puts back what it has to, and its server hears that it ended."""
+    (folder / "slow.py").write_text(SLOW_FLOW)
+    flow = asked("POST", f"{server.address}/flows/", name="slow")["id"]
+    pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}]
+    deployment = asked(
+        "POST",
+        f"{server.address}/deployments/",
+        name="slow",
+        flow_id=flow,
+        entrypoint="slow.py:slow",
+        pull_steps=pull,
+        work_pool_name="contender-dev",
+    )
+    run = asked("POST", f"{server.address}/deployments/{deployment['id']}/create_flow_run")["id"]
+    wait_until((folder / "begun").exists, 120, "the run's begin", server.logs)
+
+    code, said = server.run("prefect", "down")
+
+    assert (code, "Down." in said) == (0, True)
+    assert (folder / "put back").exists()
+    with contextlib.closing(sqlite3.connect(server.logs.parent / "prefect.db")) as database:
+        found = database.execute("select state_name from flow_run where id = ?", [run]).fetchone()
+    assert found == ("Crashed",)
