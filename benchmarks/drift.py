@@ -1,6 +1,6 @@
 """False alarms and delays of drift alarms, on the churn simulator's shop with known changes.
 
-`python -m benchmarks.drift [--runs 100] [--changed 15] [--workers 2]`. Each run is a shop of its own seed: the
+`python -m benchmarks.drift [--runs 100] [--changed 100] [--workers 2]`. Each run is a shop of its own seed: the
 champion's training rows are 5,000 of eight monthly cut-offs of 2025, and from January 2026 on each week is a window of
 1,000 requests, with the features that `features.sql` gives of customers at the week's end. What changes does so on
 1 February, after four windows. The plan is that of churn's `model.yaml`, the decision is `tasks.drift`'s, Evidently's
@@ -220,7 +220,7 @@ def main() -> None:
     """Run all cases and write benchmarks/results/drift.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100, help="of shops without a change")
-    parser.add_argument("--changed", type=int, default=15, help="of shops of each change")
+    parser.add_argument("--changed", type=int, default=100, help="of shops of each change")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     begun = time.perf_counter()
