@@ -7,7 +7,7 @@ count for nothing but the sample ratio.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -61,9 +61,10 @@ class _Column:
 
 @dataclass
 class Arm:
-    """What one version answered, oldest first: failed or not, and what there is of answers that did not fail.
+    """What one version answered, oldest first: the part of each that failed, and what there is of those that did not.
 
-    That is milliseconds, when it was answered (seconds since 1970), scores and losses.
+    A row that was answered with null failed; `errors` counts the answers with any. What there is of others is
+    milliseconds, when they were asked for (seconds since 1970), scores and losses.
     """
 
     requests: int = 0
@@ -84,6 +85,17 @@ class _Answer:
     answered: float
     scores: tuple[float, ...]
     predictions: tuple[str | None, ...]
+
+    @property
+    def unanswered(self) -> float:
+        """The part of it that is no answer, 0 to 1: all of it where it failed, else its rows that are null."""
+        if self.failed or not self.predictions:
+            return float(self.failed)
+        nulls = [
+            prediction is None or (place < len(self.scores) and math.isnan(self.scores[place]))
+            for place, prediction in enumerate(self.predictions)
+        ]
+        return sum(nulls) / len(nulls)
 
 
 class StageData:
@@ -145,16 +157,19 @@ class StageData:
 
     def _pair(self, request: str, halves: Mapping[str, _Answer]) -> None:
         both = not any(answer.failed for answer in halves.values())
+        rows = zip(*(answer.scores for answer in halves.values()), strict=False)
+        scored = [place for place, pair in enumerate(rows) if not any(map(math.isnan, pair))]
         for arm, answer in halves.items():
-            self._count(arm, answer, scored=both)
+            scores = tuple(answer.scores[place] for place in scored)
+            self._count(arm, replace(answer, scores=scores), scored=both)
         if both:
             self._await_labels(request, halves)
 
     def _count(self, name: str, answer: _Answer, *, scored: bool = True) -> None:
         arm = self.arms[name]
         arm.requests += 1
-        arm.errors += answer.failed
-        arm.failed.add(float(answer.failed))
+        arm.errors += answer.unanswered > 0
+        arm.failed.add(answer.unanswered)
         if not answer.failed and scored:
             arm.milliseconds.add(answer.milliseconds)
             arm.answered.add(answer.answered)

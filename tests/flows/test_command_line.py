@@ -154,7 +154,7 @@ def test_the_audit_finds_a_changed_line_and_a_changed_file(commands, promoted, h
     found = commands("audit", "verify", "--json")
 
     assert clean.returncode == 0
-    assert clean.json() == {"entries": 4, "bundles": 1, "releases": 0, "problems": []}
+    assert clean.json() == {"entries": 5, "bundles": 1, "releases": 0, "problems": [], "changes": []}
     assert [entry["event"] for entry in shown.json()][-1] == "model.promoted"
     assert found.returncode == 1
     said = "\n".join(found.json()["problems"])

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -10,6 +10,7 @@ from serving.observe import SCHEMA
 from tasks.decide import Stage
 from tasks.release_data import StageData
 from tasks.release_record import State
+from tasks.verdict import Verdict
 
 
 def stage(kind, declared, *, loss, positive=None, bound=1.0, cuts=()):
@@ -118,3 +119,79 @@ def test_numbers_far_beyond_the_cuts_are_counted_in_bins_at_the_ends():
     assert (look.score_edges[0], look.score_edges[-1], len(look.score_edges)) == (-5.0, 15.0, 21)
     counts = look.scores["challenger"]
     assert (counts[0], counts[11], counts[-1], sum(counts), len(counts)) == (1, 1, 2, 4, 22)
+
+
+def answers(entity, number, *, nulls=0, milliseconds=1.0, status=200, begun=datetime(2026, 1, 1, tzinfo=UTC)):
+    """So many answers of a row each, to requests a hundredth of a second apart; every `nulls`-th is null."""
+    return pa.Table.from_pylist(
+        [
+            dict.fromkeys(SCHEMA.names)
+            | {
+                "request_id": f"{entity}-{place}",
+                "time": begun + timedelta(milliseconds=10 * place),
+                "entity": entity,
+                "shadow": False,
+                "status": status,
+                "milliseconds": milliseconds,
+                "predictions": [None if nulls and place % nulls == 0 else "true"],
+                "scores": [None if nulls and place % nulls == 0 else 0.7],
+            }
+            for place in range(number)
+        ],
+        SCHEMA,
+    )
+
+
+def canary(**changes):
+    """A canary step of half the traffic, without labels."""
+    return StageData(
+        AnalysisPlan(),
+        Stage(State.CANARY, 0, 50, minimum_requests=100, minimum_seconds=0, maximum_seconds=60),
+        Target(kind="binary", column="y", positive=True),
+        ColumnType.BOOLEAN,
+        names=("v2", "v1"),
+        **({"steps": 1} | changes),
+    )
+
+
+def reading(look, test):
+    (found,) = (one for one in look.readings if one.test == test)
+    return found
+
+
+def test_a_challenger_that_answers_null_for_a_third_of_the_rows_fails_without_labels():
+    data = canary()
+
+    data.add(answers("v1", 600))
+    data.add(answers("v2", 600, nulls=3))
+    look = data.look(datetime.now(UTC))
+
+    assert reading(look, "error_rate").verdict is Verdict.FAIL
+    assert look.errors == {"challenger": 200, "champion": 0}
+
+
+def test_nulls_that_both_arms_answer_are_no_evidence_against_either():
+    data = canary()
+
+    data.add(answers("v1", 2000, nulls=3))
+    data.add(answers("v2", 2000, nulls=3))
+
+    assert reading(data.look(datetime.now(UTC)), "error_rate").verdict is not Verdict.FAIL
+
+
+def test_pairs_of_scores_leave_out_rows_that_either_arm_answered_with_null():
+    data = StageData(
+        AnalysisPlan(),
+        Stage(State.SHADOW, 0, 100, minimum_requests=1, minimum_seconds=0, maximum_seconds=60),
+        Target(kind="binary", column="y", positive=True),
+        ColumnType.BOOLEAN,
+        names=("v2", "v1"),
+        steps=1,
+    )
+    rows = answered([None, "true", "true"], [None, 0.5, 0.75]).to_pylist()[0]
+
+    data.add(pa.Table.from_pylist([rows | {"shadow": True}], SCHEMA))
+    champion = {"entity": "v1", "predictions": ["true", None, "true"], "scores": [0.25, None, 0.75]}
+    data.add(pa.Table.from_pylist([rows | champion], SCHEMA))
+
+    assert [data.arms[name].scores.array.tolist() for name in ("challenger", "champion")] == [[0.75], [0.75]]
