@@ -380,8 +380,9 @@ class Scorer:
 
     def _health(self) -> tuple[int, bytes, bytes]:
         served = self._served
+        status = "draining" if self.draining else "stuck" if self._batcher.stuck else "ready"
         said = {
-            "status": "draining" if self.draining else "ready",
+            "status": status,
             "endpoint": self._endpoint,
             "served_entity": self._entity,
             "model": served.name,
@@ -397,7 +398,7 @@ class Scorer:
             **self._metrics.summary(),
             "log_dropped": self._log.dropped,
         }
-        return (503 if self.draining else 200), b"application/json", orjson.dumps(said)
+        return (200 if status == "ready" else 503), b"application/json", orjson.dumps(said)
 
     def _version(self) -> tuple[int, bytes, bytes]:
         served = self._served

@@ -94,6 +94,7 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._waiting_rows = 0
         self._busy = False
+        self._begun = 0.0
         self._work: SimpleQueue[tuple[asyncio.AbstractEventLoop, _Batch] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -101,6 +102,11 @@ class Batcher:
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return len(self._waiting)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the engine has been at one batch for twice as long as a request may take: it may never come back."""
+        return self._busy and time.monotonic() - self._begun > 2 * self._timeout
 
     def at_once(self, columns: Mapping[str, np.ndarray], rows: int) -> "Answers | None":
         """The answers, if they cost so little that nobody else notices; None: they must be waited for.
@@ -166,7 +172,7 @@ class Batcher:
             batch.requests.append(one)
             batch.rows += one.rows
         self._waiting_rows -= batch.rows
-        self._busy = True
+        self._busy, self._begun = True, time.monotonic()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
             self._thread.start()
@@ -176,7 +182,11 @@ class Batcher:
         while (work := self._work.get()) is not None:
             loop, batch = work
             began = time.perf_counter()
-            batch.results = self._answers(batch.requests)
+            try:
+                batch.results = self._answers(batch.requests)
+            except BaseException as error:  # noqa: BLE001 - nobody would be answered any more without this thread
+                failed = RuntimeError(f"the model was left by {type(error).__name__}: {error}")
+                batch.results = [failed] * len(batch.requests)
             batch.seconds = time.perf_counter() - began
             try:
                 loop.call_soon_threadsafe(self._finished, loop, batch)

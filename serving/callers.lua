@@ -10,6 +10,7 @@ local byte, find, lower, match, sub = string.byte, string.find, string.lower, st
 
 local LONGEST_KEY = 64
 local LONGEST_REQUEST_ID = 128
+local LONGEST_AUTHORIZATION = 128 -- of a scheme, spaces and a key: what is longer is not searched
 local MOST_REMEMBERED = 1000
 
 local ROUNDS, START = {}, {}
@@ -120,6 +121,9 @@ local function key_in(authorization, key)
   if not authorization then
     return key
   end
+  if #authorization > LONGEST_AUTHORIZATION then
+    return authorization
+  end
   if lower(sub(authorization, 1, 7)) == "bearer " then
     return match(authorization, "^%s*(.-)%s*$", 8)
   end
@@ -137,7 +141,7 @@ function envoy_on_request(handle)
   local id = headers:get("x-request-id")
   if not sane(id) then
     renamed = renamed + 1
-    local source = (id or "") .. handle:timestampString(EnvoyTimestampResolution.MICROSECOND) .. tostring(renamed)
+    local source = sub(id or "", 1, LONGEST_REQUEST_ID) .. handle:timestampString(EnvoyTimestampResolution.MICROSECOND) .. tostring(renamed)
     headers:replace("x-request-id", sub(sha256(source .. tostring(words)), 1, 32))
   end
   local authorization, key = headers:get("authorization"), headers:get("x-api-key")

@@ -41,6 +41,7 @@ HOP_BY_HOP = frozenset(
 )
 STATUS_PATHS = frozenset({"/", "/health", "/metrics", "/status", "/version"})
 LONGEST_KEY = 64
+LONGEST_AUTHORIZATION = 128
 LONGEST_REQUEST_ID = 128
 DRAIN_SECONDS = 10.0
 
@@ -133,6 +134,8 @@ class Router:
         if authorization is not None:
             bearer = authorization[:7].lower() == "bearer "
             key = authorization[7:].strip() if bearer else (key or "")
+            if len(authorization) > LONGEST_AUTHORIZATION:
+                key = authorization
         if key is None:
             if self.plan.require_key:
                 message = (

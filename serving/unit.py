@@ -150,7 +150,10 @@ class Unit:
 
         try:
             async with session.get(f"http://127.0.0.1:{worker.port}/health") as answer:
-                worker.answered(await answer.json(), ready=answer.status == 200)
+                health = await answer.json()
+                worker.answered(health, ready=answer.status == 200)
+            if health.get("status") == "stuck":
+                worker.child.kill()
         except (aiohttp.ClientError, TimeoutError, ValueError):
             # One that is busy may be late to answer; one that died is seen by its process.
             if worker.silent(self._sources.serving.limits.silent_seconds):

@@ -223,7 +223,7 @@ def test_columns_of_unlike_types_are_not_joined() -> None:
     one.close()
 
 
-@pytest.mark.parametrize("error", [StopIteration(), KeyError("x"), MemoryError()])
+@pytest.mark.parametrize("error", [StopIteration(), KeyError("x"), MemoryError(), SystemExit(3)])
 def test_whatever_an_engine_raises_reaches_its_caller_and_the_next_is_answered(error) -> None:
     class Failing(Doubling):
         def predict(self, columns, rows):
@@ -241,6 +241,26 @@ def test_whatever_an_engine_raises_reaches_its_caller_and_the_next_is_answered(e
 
     assert isinstance(failed, Exception)
     assert answered.predictions.tolist() == [2.0]
+
+
+def test_an_engine_that_does_not_come_back_is_stuck() -> None:
+    engine = Doubling()
+    one = batcher(engine, timeout=0.05)
+
+    async def scenario():
+        engine.free.clear()
+        late = asyncio.ensure_future(one.predict(columns(1.0), 1))
+        before = one.stuck
+        await until(lambda: one.stuck)
+        engine.free.set()
+        await until(lambda: not one.stuck)
+        return before, await asyncio.gather(late, return_exceptions=True)
+
+    before, (late,) = asyncio.run(scenario())
+    one.close()
+
+    assert not before
+    assert isinstance(late, TooLateError)
 
 
 def test_answers_of_another_number_than_rows_reach_nobody() -> None:

@@ -3,6 +3,9 @@
 import asyncio
 import sys
 
+import aiohttp
+from aiohttp import test_utils, web
+
 from deployments.environment import RequestLimits, Serving
 from serving.endpoint import ServedEntity
 from serving.folders import Folders
@@ -88,3 +91,25 @@ def test_a_worker_too_many_lives_until_nobody_is_sent_to_it(tmp_path):
         return routed, lived, unit.released()
 
     assert asyncio.run(tended()) == (1, [True], [])
+
+
+def test_a_worker_whose_engine_is_stuck_is_killed(tmp_path):
+    async def health(_):
+        return web.json_response({"status": "stuck"}, status=503)
+
+    async def scenario():
+        app = web.Application()
+        app.router.add_get("/health", health)
+        async with test_utils.TestServer(app) as server, aiohttp.ClientSession() as session:
+            child = Child("worker", tmp_path / "worker.log")
+            await child.start([sys.executable, "-c", "import time; time.sleep(60)"])
+            worker = Worker(child)
+            worker.port, worker.ready = server.port, True
+            unit = unit_under(tmp_path)
+            unit.workers = [worker]
+            await unit.look(session)
+            while child.alive:
+                await asyncio.sleep(0.01)
+            return worker.ready
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 20)) is False
