@@ -72,6 +72,11 @@ class Folders:
         return self.root / "tables" / "predictions" / endpoint
 
     def _made(self, *parts: str) -> Path:
-        path = self.root.joinpath("serving", *parts)
+        whole = self.root / "serving"
+        if not whole.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            # What was asked, and addresses that may hold a password, are for nobody else on this machine.
+            whole.mkdir(mode=0o700, exist_ok=True)
+        path = whole.joinpath(*parts)
         path.mkdir(parents=True, exist_ok=True)
         return path

@@ -85,3 +85,10 @@ def test_an_endpoint_made_again_is_not_taken_for_the_one_before(tmp_path):
         state = client.get_endpoint("loans")["state"]
 
     assert state["config_update"] == "IN_PROGRESS"
+
+
+def test_what_the_data_plane_keeps_is_for_its_own_user_alone(tmp_path):
+    folders = Folders(tmp_path / "data")
+
+    assert folders.log("loans").is_dir()
+    assert (folders.root / "serving").stat().st_mode & 0o777 == 0o700
