@@ -12,6 +12,7 @@ BENCHMARKS = (
     "orchestration_load",
     "serving",
     "release",
+    "canary_analysis",
     "monitoring",
     "drift",
     "fleet",

@@ -23,14 +23,14 @@ MOST_FORMS = 50
 class ApprovalForm(RunInput):
     """Approve or reject a release.
 
-    `signature` is what `python -m flows.run approve … --token` printed; the other fields say again, for whoever
-    reads this later, what was signed, and must agree with it.
+    `signature` is what `python -m flows.run approve … --token` printed; decision, approver and ticket say again, for
+    whoever reads this later, what was signed, and must agree with it. The comment is a note on the run, and unsigned.
     """
 
     decision: Literal["approve", "reject"]
     approver: str = Field(min_length=1, description="The name under `approvers` in the environment.")
     ticket: str = Field(min_length=1, description="The change ticket.")
-    comment: str = ""
+    comment: str = Field("", description="A note that stays with this run; what counts is signed.")
     signature: str = Field(min_length=1, description="The token that `approve --token` printed.")
 
 
