@@ -49,6 +49,44 @@ def release(
         release_view.show_outcome(outcome)
 
 
+@release_app.command("release-sizes")
+def release_sizes(
+    model: ModelOption = "churn",
+    env: EnvOption = "dev",
+    errors: Annotated[
+        float, typer.Option("--errors", min=0, max=1, help="The champion's error rate: 0.01 is 1 %.")
+    ] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """How many requests each step of the release plan needs, by the plan's effect on the error rate."""
+    session.as_json |= as_json
+    from deployments.environment import load_environment
+    from deployments.errors import BadInputError
+    from deployments.spec import load_spec
+    from flows import console
+    from tasks.release_sizes import POWER, step_sizes
+
+    plan = load_spec(model).spec.release.plan_for(load_environment(env).name)
+    try:
+        sizes = step_sizes(plan, errors)
+    except ValueError as error:
+        raise BadInputError(str(error)) from None
+    if session.as_json:
+        print(json.dumps([one.model_dump(mode="json") for one in sizes]))
+        return
+    for one in sizes:
+        console.out.print(
+            f"{one.state} at {one.percentage} %: {one.minimum:,} requests of the challenger at least; "
+            f"{_number(one.to_fail)} show the plan's effect on errors (power {POWER:g}), "
+            f"{_number(one.to_pass)} exclude it where nothing fails",
+            soft_wrap=True,
+        )
+
+
+def _number(found: int | None) -> str:
+    return "no number" if found is None else f"{found:,}"
+
+
 def _nothing(control: "Controller", action: "Action") -> None:
     """Nobody watches."""
 

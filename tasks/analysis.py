@@ -84,6 +84,15 @@ class Family:
         """What one test of one step may spend."""
         return self.alpha / (self.tests * self.steps)
 
+    def each_at(self, attempt: int) -> float:
+        """What one test may spend at the `attempt`-th time (from 1) that its step is begun.
+
+        The parts fall with the square, and sum to `each`: however often a step begins anew, no more is spent.
+        """
+        if attempt < 1:
+            raise ValueError(f"Attempts are counted from 1; {attempt} is none.")
+        return self.each * 6.0 / (math.pi * attempt) ** 2
+
 
 @dataclass(frozen=True)
 class Arms:
@@ -276,9 +285,17 @@ def quality(
 
 
 def required_requests(
-    *, baseline: float, effect: float, share: float, alpha: float, power: float = 0.8
+    *,
+    baseline: float,
+    effect: float,
+    share: float,
+    alpha: float,
+    power: float = 0.8,
+    tolerated: float = 0.0,
 ) -> Arms:
     """How many requests a step needs to fail a challenger with `effect` more errors than the `baseline` rate.
+
+    That is to show that its error rate is more than `tolerated` higher, with a chance of `power`.
 
     By formula (`sequential.requests_needed`), from the binomial distribution of a block's errors. It is on the
     careful side, since evidence may have sufficed before the last request.
@@ -289,7 +306,12 @@ def required_requests(
     ours, theirs = _binomial(few, baseline + effect), _binomial(many, baseline)
     values = np.subtract.outer(np.arange(few + 1) / few, np.arange(many + 1) / many)
     needed = sequential.requests_needed(
-        values.ravel(), np.multiply.outer(ours, theirs).ravel(), lowest=-1.0, alpha=alpha, power=power
+        values.ravel(),
+        np.multiply.outer(ours, theirs).ravel(),
+        lowest=-1.0,
+        alpha=alpha,
+        power=power,
+        tolerated=tolerated,
     )
     return Arms(needed * few, needed * many)
 
