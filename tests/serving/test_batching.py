@@ -144,7 +144,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
 
 def test_what_waited_too_long_is_never_done() -> None:
     engine = Doubling()
-    one = batcher(engine, timeout=0.05)
+    one = batcher(engine, timeout=0.3)
 
     async def scenario():
         engine.free.clear()

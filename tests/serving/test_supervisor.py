@@ -237,7 +237,8 @@ def test_shares_are_followed_and_a_caller_stays_with_its_version(plane):
 def test_a_lease_that_lapses_gives_everything_back_to_the_champion(plane):
     plane.up()
     plane.serve(champion=100, challenger=0)
-    expires = datetime.now(UTC) + timedelta(seconds=3)
+    eventually(lambda: plane.workers("challenger")[0]["ready"])
+    expires = datetime.now(UTC) + timedelta(seconds=4)
     traffic = {
         "routes": routes(champion=0, challenger=100),
         "lease": {"expires_at": expires.isoformat(), "fallback": "champion"},
@@ -462,7 +463,12 @@ def test_what_breaks_in_the_supervisor_does_not_end_what_serves(plane):
 
 
 def test_what_is_under_way_is_answered_when_everything_is_told_to_end(plane):
-    plane.up()
+    plane.up(
+        serving={
+            **plane.given["serving"],
+            "limits": {**plane.given["serving"]["limits"], "drain_seconds": 30},
+        }
+    )
     plane.serve()
     many = [{"a": float(row % 9), "b": None, "ward": "x"} for row in range(100_000)]
     with ThreadPoolExecutor(1) as pool:
@@ -548,7 +554,7 @@ def test_a_fetch_ends_with_the_supervisor(plane):
 
         os.kill(plane.status()["pid"], signal.SIGKILL)
 
-        eventually(lambda: not live(fetches), seconds=12)
+        eventually(lambda: not live(fetches))
 
 
 # The client -------------------------------------------------------------------------------------------------
