@@ -390,6 +390,9 @@ class Controller:
                 if eyes.until is not None:
                     wanted = pc.and_(wanted, pc.less(times, pa.scalar(eyes.until)))
                 eyes.data.add(found.table.filter(wanted))
+                entered = pc.greater_equal(times, pa.scalar(self.release.entered))
+                settles = pc.and_(entered, pc.less(times, pa.scalar(eyes.since)))
+                eyes.data.settle(found.table.filter(settles))
 
     @property
     def _starts(self) -> bool:
@@ -433,6 +436,8 @@ class Controller:
             spec.training_contract.columns[spec.target.column].type,
             names=(entity_name(release.challenger), entity_name(release.champion)),
             steps=plan.looks + 1,
+            attempt=release.attempt,
+            timeout_seconds=self.platform.environment.serving.limits.timeout_seconds,
             cuts=self._cuts(release.champion),
         )
         restarts = self._challenger_state()[2] if release.state in LIVE else 0

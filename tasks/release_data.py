@@ -102,7 +102,8 @@ class StageData:
     """All requests of one stage: `names` are the served entities of challenger and champion.
 
     `declared` is the type that the contract gives the target. `tests` and `steps` say over how many the plan's alpha
-    is spread; `cuts` are the scores at which the arms' distributions are compared, fixed beforehand: probabilities
+    is spread, and `attempt` how often this one was begun; no request is under way for longer than `timeout_seconds`.
+    `cuts` are the scores at which the arms' distributions are compared, fixed beforehand: probabilities
     have tenths, a regression brings its own.
     """
 
@@ -115,29 +116,34 @@ class StageData:
         *,
         names: tuple[str, str],
         steps: int,
+        attempt: int = 1,
+        timeout_seconds: float = 30.0,
         cuts: Sequence[float] = (),
     ) -> None:
         self._plan, self._stage, self._target = plan, stage, target
         self._loss = _loss(plan.quality, target, declared) if plan.quality else None
         self._arm_of = dict(zip(names, ARMS, strict=True))
         self._cuts = tuple(cuts) if target.kind is TaskKind.REGRESSION else _PROBABILITY_CUTS
-        self._alpha = Family(tests=len(plan.tests), alpha=plan.alpha, steps=steps).each
+        self._alpha = Family(tests=len(plan.tests), alpha=plan.alpha, steps=steps).each_at(attempt)
+        self._timeout_seconds = timeout_seconds
         self.paired = stage.state is State.SHADOW or stage.percentage == 100
         self._copies = CHALLENGER if stage.state is State.SHADOW else CHAMPION
         self.arms: dict[str, Arm] = {name: Arm() for name in ARMS}
         self._halves: dict[str, dict[str, _Answer]] = {}
         self._unlabelled: dict[Key, dict[str, tuple[str | None, float]]] = {}
-        self.seen: dict[str, int] = dict.fromkeys(ARMS, 0)
+        self._arrived: dict[str, _Column] = {name: _Column() for name in ARMS}
+        self._longest: dict[str, float] = {}
+        self._settling: dict[str, list[bool]] = {name: [] for name in ARMS}
 
     # Requests
 
     def add(self, table: pa.Table) -> None:
         """Requests as they stand in the prediction log, in its order; those of other versions are passed over."""
         for row in table.to_pylist():
-            arm = self._arm_of.get(row["entity"])
-            if arm is None or row["shadow"] != (self.paired and arm == self._copies):
+            arm = self._arm(row)
+            if arm is None:
                 continue
-            self.seen[arm] += 1
+            self._arrived[arm].add(row["time"].timestamp())
             answer = _Answer(
                 failed=row["status"] >= 400,
                 milliseconds=row["milliseconds"],
@@ -154,6 +160,21 @@ class StageData:
                 if len(halves) == len(ARMS):
                     del self._halves[row["request_id"]]
                     self._pair(row["request_id"], halves)
+
+    def settle(self, table: pa.Table) -> None:
+        """Requests from before the stage counts: they say how long answers take, and are told where an arm fails."""
+        for row in table.to_pylist():
+            arm = self._arm(row)
+            if arm is not None:
+                self._settling[arm].append(row["status"] >= 400)
+
+    def _arm(self, row: Mapping[str, Any]) -> str | None:
+        """Whose answer a row is; None where it is of neither arm in this stage."""
+        arm = self._arm_of.get(row["entity"])
+        if arm is None or row["shadow"] != (self.paired and arm == self._copies):
+            return None
+        self._longest[arm] = max(self._longest.get(arm, 0.0), row["milliseconds"] / 1000.0)
+        return arm
 
     def _pair(self, request: str, halves: Mapping[str, _Answer]) -> None:
         both = not any(answer.failed for answer in halves.values())
@@ -213,7 +234,7 @@ class StageData:
 
     def look(self, at: datetime) -> Look:
         """What the tests say now."""
-        readings = [self._reading(name) for name in self._plan.tests]
+        readings = [self._reading(name, at) for name in self._plan.tests]
         quality = self._plan.quality
         decisive = [
             reading.verdict
@@ -254,13 +275,13 @@ class StageData:
         edges = np.linspace(low - (high - low) / 2, high + (high - low) / 2, _EDGES + 1)
         return edges, np.concatenate([[-math.inf], edges, [math.inf]])
 
-    def _reading(self, name: str) -> Reading:
+    def _reading(self, name: str, at: datetime) -> Reading:
         """One test's finding, as a record of it."""
         tests: dict[str, Callable[[], Finding]] = {
             "error_rate": self._error_rate,
             "latency": self._latency,
             "scores": self._scores,
-            "sample_ratio": self._sample_ratio,
+            "sample_ratio": lambda: self._sample_ratio(at),
             "quality": self._quality,
         }
         found = tests[name]()
@@ -272,8 +293,15 @@ class StageData:
             verdict=found.verdict,
             challenger=found.counts.challenger,
             champion=found.counts.champion,
-            reason=found.reason,
+            reason=found.reason + (self._failed_before() if name == "sample_ratio" else ""),
         )
+
+    def _failed_before(self) -> str:
+        """What failed of the challenger's answers before the stage counted: after some, a gateway asks it no more."""
+        failed, of = sum(self._settling[CHALLENGER]), len(self._settling[CHALLENGER])
+        if not failed or self.arms[CHALLENGER].requests:
+            return ""
+        return f" Before the step counted, {failed} of {of} answers of the challenger failed; it was asked no more."
 
     @property
     def _share(self) -> float:
@@ -331,15 +359,24 @@ class StageData:
             minimum=self._stage.minimum_requests,
         )
 
-    def _sample_ratio(self) -> Finding:
+    def _arrivals(self, at: datetime) -> tuple[int, int]:
+        """Requests of challenger and champion that came so long ago that their answers are known, slow ones too.
+
+        That is longer than the longest answer of either took; where an arm has none, it may take up to the timeout.
+        """
+        longest = max(self._longest.get(arm, self._timeout_seconds) for arm in ARMS)
+        known = at.timestamp() - longest
+        ours, theirs = (int(np.count_nonzero(self._arrived[arm].array <= known)) for arm in ARMS)
+        return ours, theirs
+
+    def _sample_ratio(self, at: datetime) -> Finding:
         copied = self._stage.percentage / 100.0
         copies = copied / (1.0 + copied)
         share = (copies if self._copies == CHALLENGER else 1.0 - copies) if self.paired else copied
         effect = _harm(self._plan.sample_ratio)
         smaller = min(share, 1.0 - share)
         return analysis.sample_ratio(
-            self.seen[CHALLENGER],
-            self.seen[CHAMPION],
+            *self._arrivals(at),
             share=share,
             harm=Harm(effect.effect * smaller, effect.tolerated * smaller),
             alpha=self._alpha,

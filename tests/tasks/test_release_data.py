@@ -7,6 +7,7 @@ from deployments.contract import ColumnType
 from deployments.release import AnalysisPlan
 from deployments.spec import Target
 from serving.observe import SCHEMA
+from tasks.analysis import Family
 from tasks.decide import Stage
 from tasks.release_data import StageData
 from tasks.release_record import State
@@ -195,3 +196,59 @@ def test_pairs_of_scores_leave_out_rows_that_either_arm_answered_with_null():
     data.add(pa.Table.from_pylist([rows | champion], SCHEMA))
 
     assert [data.arms[name].scores.array.tolist() for name in ("challenger", "champion")] == [[0.75], [0.75]]
+
+
+BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_slow_challenger_whose_answers_are_under_way_does_not_fail_the_sample_ratio():
+    data = canary()
+
+    data.add(answers("v1", 200))
+    early = data.look(BEGUN + timedelta(seconds=2))
+    data.add(answers("v2", 50, milliseconds=1500))
+    later = data.look(BEGUN + timedelta(seconds=2))
+
+    assert reading(early, "sample_ratio").verdict is Verdict.INCONCLUSIVE
+    assert (reading(later, "sample_ratio").challenger, reading(later, "sample_ratio").champion) == (50, 51)
+
+
+def test_a_challenger_that_is_sent_nothing_fails_the_sample_ratio_once_the_timeout_is_over():
+    data = canary(timeout_seconds=30)
+
+    data.add(answers("v1", 200))
+
+    assert reading(data.look(BEGUN + timedelta(seconds=30)), "sample_ratio").verdict is Verdict.INCONCLUSIVE
+    assert reading(data.look(BEGUN + timedelta(seconds=33)), "sample_ratio").verdict is Verdict.FAIL
+
+
+def test_a_challenger_that_is_asked_no_more_since_its_first_answers_failed_is_said_to_have_failed():
+    data = canary()
+
+    data.settle(answers("v2", 10, status=500))
+    data.add(answers("v1", 200))
+    found = reading(data.look(BEGUN + timedelta(seconds=2)), "sample_ratio")
+
+    assert found.verdict is Verdict.FAIL
+    assert "10 of 10 answers of the challenger failed" in found.reason
+
+
+def test_a_step_that_begins_anew_and_anew_spends_no_more_than_its_alpha():
+    family = Family(tests=5, alpha=0.05, steps=4)
+
+    spent = [family.each_at(attempt) for attempt in range(1, 2000)]
+
+    assert sum(spent) < family.each
+    assert sum(spent) == pytest.approx(family.each, rel=1e-3)
+
+
+def test_a_later_attempt_asks_for_more_evidence():
+    widths = []
+    for attempt in (1, 3):
+        data = canary(attempt=attempt)
+        data.add(answers("v1", 400))
+        data.add(answers("v2", 400))
+        found = reading(data.look(datetime.now(UTC)), "error_rate")
+        widths.append(found.high - found.low)
+
+    assert widths[1] > widths[0]
