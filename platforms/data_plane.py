@@ -12,7 +12,7 @@ from typing import Any
 
 from deployments.environment import Environment
 from deployments.errors import BadInputError, ContenderError
-from platforms.platform import MlflowAddresses
+from platforms.platform import MlflowAddresses, TrafficLease
 
 
 class DataPlaneError(ContenderError):
@@ -60,14 +60,15 @@ class LocalDataPlane:
         said: Mapping[str, Any] | None = self._ask("status", str(self.root))
         return said
 
-    def shift(self, endpoint: str, entity: str) -> float:
-        """Give one served entity all traffic; the seconds until it had it.
+    def shift(self, endpoint: str, entity: str, lease: TrafficLease | None = None) -> float:
+        """Give one served entity all traffic, for as long as the lease lasts if there is one; the seconds it took.
 
         Raises:
             BadInputError: there is no such endpoint or entity.
             DataPlaneError: it was not done.
         """
-        return float(self._ask("shift", str(self.root), endpoint, entity)["seconds"])
+        until = [lease.fallback, lease.until.isoformat()] if lease else []
+        return float(self._ask("shift", str(self.root), endpoint, entity, *until)["seconds"])
 
     def callers(self) -> Sequence[Mapping[str, Any]]:
         """Who may call, one entry a key."""

@@ -20,7 +20,7 @@ from platforms.data_plane import LocalDataPlane
 from platforms.lock import held
 from platforms.observations import LocalObservations
 from platforms.online_store import publish_online
-from platforms.platform import MlflowAddresses, Predictions
+from platforms.platform import MlflowAddresses, Predictions, TrafficLease
 from platforms.predictions import folded
 from platforms.snapshot import Snapshot
 from platforms.tables import DeltaTables
@@ -82,9 +82,9 @@ class LocalPlatform:
         """A supervisor of this data root."""
         return LocalDataPlane(self.root, self.environment, self.mlflow)
 
-    def shift_traffic(self, endpoint: str, entity: str) -> float:
+    def shift_traffic(self, endpoint: str, entity: str, lease: TrafficLease | None = None) -> float:
         """By a process of its own, which imports little: the way back must be short."""
-        return self.data_plane.shift(endpoint, entity)
+        return self.data_plane.shift(endpoint, entity, lease)
 
     def publish_online(
         self, endpoint: str, snapshot: Snapshot, features: OnlineFeatureSet

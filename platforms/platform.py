@@ -113,6 +113,14 @@ class DataPlane(Protocol):
 
 
 @dataclass(frozen=True)
+class TrafficLease:
+    """Until when (with a time zone) traffic stays as it is given, and which served version has it afterwards."""
+
+    until: datetime
+    fallback: str
+
+
+@dataclass(frozen=True)
 class NewRequests:
     """What one poll of an endpoint's requests gave.
 
@@ -222,8 +230,10 @@ class Platform(Protocol):
         """
         ...
 
-    def shift_traffic(self, endpoint: str, entity: str) -> float:
+    def shift_traffic(self, endpoint: str, entity: str, lease: TrafficLease | None = None) -> float:
         """Give all traffic to one version that is served already, by the shortest way; the seconds it took.
+
+        With a lease it has it until that ends, and then the lease's fallback, which is served already, too.
 
         Raises:
             BadInputError: there is no such endpoint, or nothing is served under that name.

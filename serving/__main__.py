@@ -15,7 +15,7 @@ from serving import control
 from serving.folders import Folders
 
 USAGE = (
-    "usage: python -m serving up FILE | down ROOT | status ROOT | shift ROOT ENDPOINT ENTITY | "
+    "usage: python -m serving up FILE | down ROOT | status ROOT | shift ROOT ENDPOINT ENTITY [FALLBACK UNTIL] | "
     "callers ROOT [add NAME [EXPIRES] | revoke NAME [KEY]]"
 )
 
@@ -40,6 +40,9 @@ def _answer(arguments: list[str]) -> Any:
             return control.status(Path(root))
         case ["shift", root, endpoint, entity]:
             return control.shift(Path(root), endpoint, entity)
+        case ["shift", root, endpoint, entity, fallback, until]:
+            lease = {"expires_at": until, "fallback": fallback}
+            return control.shift(Path(root), endpoint, entity, lease)
         case ["callers", root, *rest]:
             return _callers(Folders(Path(root)).keys, rest)
         case _:

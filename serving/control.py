@@ -150,10 +150,11 @@ def status(root: Path) -> dict[str, Any] | None:
     return read_json(folders.status)
 
 
-def shift(root: Path, endpoint: str, entity: str) -> dict[str, Any]:
+def shift(root: Path, endpoint: str, entity: str, lease: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Give one served entity all traffic, and return once it has it: its name, and the seconds that this took.
 
-    The others stay served, with nothing; mirror and lease are gone. Where nothing is up it holds once something is.
+    The others stay served, with nothing; mirror and lease are gone, unless a new `lease` is given (`expires_at`,
+    `fallback`). Where nothing is up it holds once something is.
 
     Raises:
         BadInputError: there is no such endpoint or entity.
@@ -171,7 +172,7 @@ def shift(root: Path, endpoint: str, entity: str) -> dict[str, Any]:
             {"served_entity_name": served.name, "traffic_percentage": 100 * (served.name == entity)}
             for served in before.served_entities
         ]
-        return plain | {"traffic_config": {"routes": routes}}
+        return plain | {"traffic_config": {"routes": routes, "lease": lease}}
 
     wanted = EndpointStore(folders).change(endpoint, all_to_one)
     while running(folders) is not None:

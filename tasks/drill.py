@@ -6,20 +6,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from deployments.declared import Declared
 from deployments.errors import BadInputError, ContenderError
-from platforms.platform import Platform
+from platforms.platform import Platform, TrafficLease
 from tasks.champion import ChampionMissing, ChampionRef, standing_champion, version_ref
 from tasks.register import ledger_of
-from tasks.release_record import LIVE, ReleaseStore
+from tasks.release_record import ReleaseStore, State, sole
 from tasks.score import require_champion
 from tasks.tracking import Tracking
 from tasks.traffic import all_to, entity_name, workloads
 from tasks.train import TrainedModel
 
 PAUSE_SECONDS = 0.01
+LEASE_SECONDS = 20.0
+"""How long the earlier version answers at most, where the drill is killed before it puts the champion back."""
 STAY_SECONDS = 1.0
 """How long the earlier version answers before the champion is put back."""
 
@@ -40,7 +43,18 @@ class DrillOutcome(Declared):
 
 
 class DrillFailedError(ContenderError):
-    """Requests failed while traffic was shifted; the champion has it again."""
+    """Requests failed while traffic was shifted, or somebody else shifted it meanwhile; the message says which."""
+
+
+class _Drill(Declared):
+    """A drill that is under way: on disk while the traffic is not the champion's, by served entity."""
+
+    endpoint: str
+    name: str
+    champion: str
+    previous: str
+    began: datetime
+    by: str
 
 
 @dataclass
@@ -81,14 +95,54 @@ class _Caller:
 def drill_rollback(platform: Platform, model: str) -> DrillOutcome:
     """Give the earlier champion all traffic, and then the champion again, while the endpoint is being asked.
 
-    What it took goes into the ledger, also where requests failed.
+    What it took goes into the ledger, also where requests failed. No release is begun or carried on meanwhile. The
+    traffic is shifted under a lease: where the drill is killed, the champion has it again once that ends. A rollback
+    that a person makes meanwhile stands.
 
     Raises:
         BadInputError: nothing is served, there is no earlier champion, or a release is under way.
-        DrillFailedError: requests failed.
+        BusyError: somebody controls a release of this model, or drills.
+        DrillFailedError: requests failed, or somebody else changed the traffic.
     """
+    with sole(platform, model):
+        end_lost_drill(platform, model)
+        return _drill_rollback(platform, model)
+
+
+def end_lost_drill(platform: Platform, model: str) -> None:
+    """Give the champion its traffic for good, and tell the ledger, where a drill was killed; to be held alone."""
+    mark = _mark(platform, model)
+    if not mark.exists():
+        return
+    lost = _Drill.model_validate_json(mark.read_bytes())
+    if _has_lease(platform, lost.endpoint):
+        platform.shift_traffic(lost.endpoint, lost.champion)
+    ledger_of(platform).append(
+        "drill.cut_short",
+        model=model,
+        subject=f"{lost.name}/{lost.champion.removeprefix('v')}",
+        details=lost.model_dump(mode="json"),
+        key=f"drill.cut_short/{lost.name}/{lost.began.isoformat()}",
+        actor=platform.identity(),
+    )
+    mark.unlink()
+
+
+def _mark(platform: Platform, model: str) -> Path:
+    """Where a drill that is under way is written down."""
+    return platform.folder("releases") / model / "drill.json"
+
+
+def _has_lease(platform: Platform, endpoint: str) -> bool:
+    """Whether the traffic is as the drill shifted it: whatever else changes it takes the lease away."""
+    found = next((one for one in platform.endpoints.list_endpoints() if one["name"] == endpoint), None)
+    return found is not None and found["config"]["traffic_config"].get("lease") is not None
+
+
+def _drill_rollback(platform: Platform, model: str) -> DrillOutcome:
     newest = ReleaseStore(platform, model).newest()
-    if newest is not None and newest.state in LIVE:
+    waits = newest is not None and newest.state is State.PROPOSED and newest.intent is None
+    if newest is not None and not newest.ended and not waits:
         raise BadInputError(
             f"version {newest.challenger.version} is being released; drill once that has ended"
         )
@@ -108,14 +162,35 @@ def drill_rollback(platform: Platform, model: str) -> DrillOutcome:
     platform.wait_for_endpoint(endpoint)
     _until_ready(platform, endpoint, entity_name(previous))
     caller, now = _Caller(platform, endpoint, trained.example), datetime.now(UTC)
+    mark = _mark(platform, model)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    drill = _Drill(
+        endpoint=endpoint,
+        name=champion.name,
+        champion=entity_name(champion),
+        previous=entity_name(previous),
+        began=now,
+        by=platform.identity(),
+    )
+    staged = mark.with_suffix(".partial")
+    staged.write_text(drill.model_dump_json(), encoding="utf-8")
+    staged.replace(mark)
     with caller.asking():
         time.sleep(STAY_SECONDS / 2)
+        lease = TrafficLease(datetime.now(UTC) + timedelta(seconds=LEASE_SECONDS), drill.champion)
+        back: float | None = None
         try:
-            there = platform.shift_traffic(endpoint, entity_name(previous))
+            there = platform.shift_traffic(endpoint, drill.previous, lease)
             time.sleep(STAY_SECONDS)
         finally:
-            back = platform.shift_traffic(endpoint, entity_name(champion))
+            if _has_lease(platform, endpoint):
+                back = platform.shift_traffic(endpoint, drill.champion)
         time.sleep(STAY_SECONDS / 2)
+    if back is None:
+        mark.unlink()
+        raise DrillFailedError(
+            f"{endpoint}: somebody else changed the traffic during the drill; it is left as they want it"
+        )
     if not warm:
         endpoints.update_endpoint_config(endpoint, before)
     outcome = DrillOutcome(
@@ -138,6 +213,7 @@ def drill_rollback(platform: Platform, model: str) -> DrillOutcome:
         key=f"drill/{champion.name}/{now.isoformat()}",
         actor=platform.identity(),
     )
+    mark.unlink()
     if outcome.failed:
         raise DrillFailedError(
             f"{endpoint}: {outcome.failed:,} of {outcome.requests:,} requests failed during the drill: "

@@ -31,13 +31,14 @@ from tasks.champion import (
     version_ref,
 )
 from tasks.decide import Action, Close, Enter, Hold, Observation, Stage, Wait, decide, stages, taken_up
+from tasks.drill import end_lost_drill
 from tasks.evaluate import Evaluation
 from tasks.labels import labels_for
 from tasks.register import PromotionRefusedError
 from tasks.release_begin import ReleaseError, begin
 from tasks.release_data import StageData, explained
 from tasks.release_ledger import write_entry, write_transition
-from tasks.release_record import ENDED, LIVE, Look, Release, ReleaseStore, State, Transition, Wish
+from tasks.release_record import ENDED, LIVE, Look, Release, ReleaseStore, State, Transition, Wish, sole
 from tasks.tracking import Tracking
 from tasks.traffic import all_to, champion_with_idle, entity_name, shadowed, shared, workloads
 from tasks.verdict import Verdict
@@ -65,13 +66,12 @@ def controlled(
     `old` asks for the newest release whatever became of it: labels, or a person, may take a promotion back.
 
     Raises:
-        BusyError: another process controls a release of this model.
+        BusyError: another process controls a release of this model, or drills its rollback.
         ReleaseError: there is nothing to release, or another version is under way.
         BadInputError: the data plane is not up.
     """
-    name = platform.registered_model(loaded.name)
-    busy = f"another process controls a release of {name}"
-    with platform.alone(f"release-{name}", busy), ExitStack() as stack:
+    with sole(platform, loaded.name), ExitStack() as stack:
+        end_lost_drill(platform, loaded.name)
         yield Controller(platform, loaded, begin(platform, loaded, version, old=old), stack)
 
 

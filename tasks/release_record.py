@@ -7,6 +7,7 @@ between the two is seen by whoever reads the record next.
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -129,6 +130,17 @@ class Release(Declared):
     def subject(self) -> str:
         """What the ledger calls it."""
         return f"{self.challenger.name}/{self.challenger.version}"
+
+
+def sole(platform: Platform, model: str) -> AbstractContextManager[None]:
+    """Nobody else controls a release of the model, or drills its rollback, while the block runs.
+
+    Raises:
+        BusyError: somebody does.
+    """
+    name = platform.registered_model(model)
+    busy = f"another process controls a release of {name}, or drills its rollback"
+    return platform.alone(f"release-{name}", busy)
 
 
 class ReleaseStore:

@@ -14,7 +14,7 @@ from deployments.errors import BadInputError, ContenderError
 from deployments.spec import LoadedSpec
 from platforms.lock import BusyError
 from platforms.platform import Platform
-from tasks.release_record import LIVE, Release, ReleaseStore, State
+from tasks.release_record import LIVE, Release, ReleaseStore, State, sole
 
 if TYPE_CHECKING:
     from tasks.champion import ChampionRef
@@ -153,6 +153,10 @@ def _by_hand(
                 seconds = time.monotonic() - begun
     key = f"{target.name}/{target.version}/{now.isoformat()}"
     restore(platform, loaded.name, target, reason=reason, key=key)
+    from tasks.drill import end_lost_drill
+
+    with suppress(BusyError), sole(platform, loaded.name):
+        end_lost_drill(platform, loaded.name)
     if release is not None:
         store.save(release.model_copy(update={"closed": True}))
     ledger_of(platform).append(

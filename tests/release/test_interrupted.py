@@ -6,7 +6,7 @@ would be observed of traffic is given. What real traffic does is in test_release
 
 import multiprocessing
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,8 +17,9 @@ from deployments.release import ChangeWindow
 from flows.release import _carried_on, _Held, ended_together, viewed_by
 from flows.rollback import write_down
 from platforms.data_plane import LocalDataPlane
+from platforms.local import LocalPlatform
 from platforms.lock import BusyError
-from tasks import register, release_control, rollback
+from tasks import drill, register, release_control, rollback
 from tasks.audit import audit_release
 from tasks.champion import NoChampionYet, standing_champion
 from tasks.decide import Observation
@@ -561,6 +562,79 @@ def test_labels_that_come_late_are_held_against_the_last_shadow_not_one_that_was
     first, last = (past for past in history if past.state is State.SHADOW)
     assert first.effective < last.effective == eyes.since
     assert eyes.until == history[history.index(last) + 1].at
+
+
+@pytest.fixture
+def drilled(served, observed, monkeypatch):
+    """Version 2 is champion, version 1 is warm, and `drilled(stays)` drills; `stays` is done while version 1 serves."""
+    carry_on(served)
+    monkeypatch.setattr(drill, "_until_ready", lambda *_: None)
+    monkeypatch.setattr(LocalPlatform, "wait_for_endpoint", lambda *_: {})
+    monkeypatch.setattr(drill._Caller, "asking", lambda _: nullcontext())
+    serving = served.platform
+
+    def run(stays):
+        def stay(seconds):
+            if seconds == drill.STAY_SECONDS:
+                stays()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(drill.time, "sleep", stay)
+            return drill.drill_rollback(serving, "small")
+
+    return run
+
+
+def test_a_drill_that_is_killed_leaves_a_lease_and_the_next_command_notices(served, drilled, monkeypatch):
+    def killed():
+        shifted.update(served.endpoint["config"]["traffic_config"])
+        monkeypatch.setattr(drill, "_has_lease", dead)
+        raise KilledError
+
+    def dead(*_):
+        raise KilledError
+
+    shifted, has_lease = {}, drill._has_lease
+    with pytest.raises(KilledError):
+        drilled(killed)
+    monkeypatch.setattr(drill, "_has_lease", has_lease)
+
+    assert served.shares == {"v1": 100}
+    assert shifted["lease"]["fallback"] == "v2"
+    until = datetime.fromisoformat(shifted["lease"]["expires_at"])
+    assert (until - datetime.now(UTC)).total_seconds() <= drill.LEASE_SECONDS
+
+    with controlled(served.platform, served.loaded, old=True):
+        assert served.shares == {"v2": 100}
+        assert served.endpoint["config"]["traffic_config"]["lease"] is None
+    assert served.events()[-1] == "drill.cut_short"
+    drilled(lambda: None)
+    assert served.events().count("drill.cut_short") == 1
+    assert served.events()[-1] == "drill.rollback"
+    assert served.shares == {"v2": 100}
+
+
+def test_no_release_is_begun_while_a_rollback_is_drilled_and_none_is_drilled_beside_one(served, drilled):
+    def release():
+        with pytest.raises(BusyError, match="or drills its rollback"):
+            carry_on(served)
+
+    drilled(release)
+
+    with controlled(served.platform, served.loaded, old=True), pytest.raises(BusyError):
+        drilled(lambda: None)
+
+
+def test_a_rollback_that_a_person_makes_during_a_drill_stands(served, drilled):
+    def roll():
+        _gone_back(served, to="1")
+
+    with pytest.raises(drill.DrillFailedError, match="somebody else changed the traffic"):
+        drilled(roll)
+
+    assert served.shares == {"v1": 100}
+    assert served.aliases == {"champion": "1"}
+    assert "drill.cut_short" not in served.events()
 
 
 def test_a_rollback_wants_a_reason_and_something_to_go_back_to(served):
