@@ -1,6 +1,7 @@
 """Releases on real traffic: real Envoy, real scorers, a real registry."""
 
 import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -38,6 +39,7 @@ def entities(line):
 
 
 def test_a_good_challenger_is_promoted_watched_drilled_and_rolled_back(line):
+    line.plan(lease_seconds=20)
     line.up()
 
     with line.traffic() as traffic:
@@ -161,7 +163,8 @@ def test_without_traffic_there_is_no_verdict_and_no_promotion(line):
     release = line.release()
 
     assert way(release)[-1] == ("rolled_back", 0)
-    assert "no verdict after 2 s: 0 of 40 requests" in release.history[-1].reason
+    # A machine that stalls looks later than after two seconds.
+    assert re.search(r"no verdict after \d+ s: 0 of 40 requests", release.history[-1].reason)
     assert (line.aliases["champion"], line.shares) == ("1", {"v1": 100})
 
 
@@ -251,7 +254,7 @@ def test_labels_that_come_late_take_a_promotion_back(line):
 
 
 def test_blue_green_gives_all_callers_at_once_and_compares_with_copies(line):
-    line.plan(strategy="blue_green")
+    line.plan(strategy="blue_green", lease_seconds=20)
     line.up()
 
     with line.traffic() as traffic:

@@ -115,7 +115,7 @@ def test_ctrl_c_asks_whether_to_hold_to_go_on_to_roll_back_or_to_leave_it_to_the
         found = newest()
         return found is not None and found.state is State.CANARY and found.intent is None
 
-    line.plan(steps=[LONG], lease_seconds=6)
+    line.plan(steps=[LONG], lease_seconds=10)
     line.up()
     named = ("--model", str(line.spec), "--env", str(line.environment_file), "--version", "2")
 
@@ -126,7 +126,7 @@ def test_ctrl_c_asks_whether_to_hold_to_go_on_to_roll_back_or_to_leave_it_to_the
         first.until(lambda: "The release goes on until you choose" in first.shown)
         first.press(b"x\n")
         first.until(lambda: first.shown.count("> ") > 1)
-        time.sleep(8)  # Longer than the lease, which is renewed while nobody answers.
+        time.sleep(11)  # Longer than the lease, which is renewed while nobody answers.
         assert routed(line) == {"v1": 50, "v2": 50}
         first.press(b"h\n")
         first.until(lambda: newest().held)
@@ -147,7 +147,7 @@ def test_ctrl_c_asks_whether_to_hold_to_go_on_to_roll_back_or_to_leave_it_to_the
         second.until(in_canary)
         second.choose("l")
         assert second.ended() == 130, second.shown[-3000:]
-        assert "the champion has all traffic again within 6 s" in " ".join(second.shown.split())
+        assert "the champion has all traffic again within 10 s" in " ".join(second.shown.split())
         left = newest()
         second.until(lambda: routed(line) == {"v1": 100})
         assert newest() == left
