@@ -54,7 +54,7 @@ def test_a_retraining_that_is_killed_in_its_release_is_carried_on_to_champion(li
     _, complaint = too_early.communicate(timeout=240)
     line.up()
 
-    with line.traffic() as traffic:
+    with line.traffic(pause=0.06) as traffic:
         first = started(line, "--reason", "inputs drifted", program=("-c", KILLED_IN_CANARY))
         _, cut_short = first.communicate(timeout=300)
         under_way = line.releases.newest()
@@ -84,7 +84,7 @@ def test_a_retraining_whose_challenger_answers_otherwise_where_it_is_served_leav
     line.behave("shift")
     line.up()
 
-    with line.traffic():
+    with line.traffic(pause=0.06):
         done = started(line, "--reason", "inputs drifted")
         _, errors = done.communicate(timeout=300)
 
