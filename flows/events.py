@@ -24,7 +24,7 @@ from deployments.errors import first_line
 from platforms.platform import Platform
 from tasks.monitoring_record import Alert, MonitorOutcome
 
-__all__ = ["emit", "tell"]
+__all__ = ["announce", "emit", "sent"]
 
 DELIVERY_SECONDS = 20.0
 """How long the delivery of an alert may take before it counts as failed."""
@@ -61,25 +61,15 @@ def emit(platform: Platform, alert: Alert, outcome: MonitorOutcome) -> bool:
     )
     delivered = _once(folder, (_server(), *told), partial(_delivered, event, subject))
     for slug in platform.environment.notify:
-        _once(folder, (slug, *told), partial(_sent, slug, subject, alert.reason))
+        _once(folder, (slug, *told), partial(sent, slug, subject, alert.reason))
     return delivered
 
 
-def tell(
-    event: str,
-    *,
-    model: str,
-    environment: str,
-    name: str,
-    payload: Mapping[str, Any],
-    subject: str,
-    said: str,
-    blocks: Sequence[str],
-) -> None:
-    """Emit an event about a model, and send a message to each block; one that cannot be sent stops nothing.
+def announce(event: str, *, model: str, environment: str, name: str, payload: Mapping[str, Any]) -> None:
+    """Emit an event about a model.
 
-    The event waits for nobody: a thread of Prefect's delivers it while the run goes on, and is given time to when the
-    run ends.
+    It waits for nobody: a thread of Prefect's delivers it while the run goes on, and is given time to when the run
+    ends.
 
     Args:
         event: the event's name.
@@ -87,13 +77,8 @@ def tell(
         environment: where it is.
         name: the model's name in the registry.
         payload: what automations may use.
-        subject: the message's subject.
-        said: the message.
-        blocks: notification blocks, as slack-webhook/releases.
     """
     emit_event(event, resource=_resource(environment, model, name), payload=dict(payload))
-    for slug in blocks:
-        _sent(slug, subject, said)
 
 
 def _resource(environment: str, model: str, name: str) -> dict[str, str]:
@@ -137,7 +122,7 @@ async def _deliver(event: Event) -> None:
             await client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 
-def _sent(slug: str, subject: str, said: str) -> bool:
+def sent(slug: str, subject: str, said: str) -> bool:
     """Whether a message went to a notification block; where it did not, the run says why."""
     try:
         _block(slug).notify(body=said, subject=subject)

@@ -241,6 +241,10 @@ class ReleaseStore:
             return False
         return True
 
+    def take_back(self, release: str, mark: str) -> None:
+        """Let the mark be asked for the first time once more."""
+        (self.folder(release) / "marks" / mark).unlink(missing_ok=True)
+
     def add_look(self, release: Release, look: Look) -> None:
         """Keep what one look of the analysis saw."""
         with (self.folder(release.id) / "looks.jsonl").open("a", encoding="utf-8") as file:
