@@ -79,6 +79,7 @@ def _assert_nothing_is_doubled(home):
     assert [entry.event for entry in ledger.entries()] == [
         "model.registered",
         "evidence.written",
+        "environment.first_used",
         "promotion.started",
         "model.promoted",
     ]

@@ -14,7 +14,7 @@ from tests.tasks.made_releases import released
 def told(monkeypatch):
     """What was told, by event."""
     found = []
-    monkeypatch.setattr(notify, "tell", lambda event, **said: found.append((event, said)))
+    monkeypatch.setattr(notify, "announce", lambda event, **said: found.append((event, said)))
     return found
 
 
@@ -36,7 +36,7 @@ def test_a_rollback_by_hand_is_told_with_its_reason(platform, told):
 
     ((event, said),) = told
     assert event == "contender.release.rolled_back"
-    assert said["said"] == "a change of mind"
+    assert said["payload"]["reason"] == "a change of mind"
     assert (said["payload"]["version"], said["payload"]["champion"]) == ("7", "6")
 
 
