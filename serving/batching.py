@@ -184,9 +184,8 @@ class Batcher:
             began = time.perf_counter()
             try:
                 batch.results = self._answers(batch.requests)
-            except BaseException as error:  # noqa: BLE001 - nobody would be answered any more without this thread
-                failed = RuntimeError(f"the model was left by {type(error).__name__}: {error}")
-                batch.results = [failed] * len(batch.requests)
+            except Exception as error:  # noqa: BLE001 - nobody would be answered any more without this thread
+                batch.results = [error] * len(batch.requests)
             batch.seconds = time.perf_counter() - began
             try:
                 loop.call_soon_threadsafe(self._finished, loop, batch)
@@ -224,6 +223,8 @@ class Batcher:
             return RuntimeError(f"the model stopped an iteration that is not its own: {error}")
         except Exception as error:  # noqa: BLE001 - it is raised again where the caller waits
             return error
+        except BaseException as error:  # noqa: BLE001 - a model that leaves, leaves its own caller alone
+            return RuntimeError(f"the model was left by {type(error).__name__}: {error}")
 
 
 def _checked(answers: "Answers", rows: int) -> "Answers":

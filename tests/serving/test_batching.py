@@ -119,6 +119,25 @@ def test_a_poisonous_request_fails_alone() -> None:
     assert other.predictions.tolist() == [6.0]
 
 
+def test_a_model_that_ends_its_process_for_one_request_answers_those_beside_it() -> None:
+    class Leaving(Doubling):
+        def predict(self, columns, rows):
+            answers = super().predict(columns, rows)
+            if (columns["x"] < 0).any():
+                raise SystemExit(3)
+            return answers
+
+    engine = Leaving()
+    one = batcher(engine)
+
+    good, bad, other = asyncio.run(held_up(engine, one, [[2.0], [-1.0], [3.0]]))
+    one.close()
+
+    assert good.predictions.tolist() == [4.0]
+    assert "SystemExit" in str(bad)
+    assert other.predictions.tolist() == [6.0]
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     engine = Doubling()
     one = batcher(engine, one_row=2.0, queue=2)
